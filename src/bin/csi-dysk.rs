@@ -1,0 +1,2 @@
+//! csi-dysk
+fn main() {}

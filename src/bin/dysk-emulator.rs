@@ -1,0 +1,2 @@
+//! dysk-emulator
+fn main() {}

@@ -1,0 +1,2 @@
+//! dyskctl
+fn main() {}

@@ -1,0 +1,2 @@
+//! dyskd
+fn main() {}

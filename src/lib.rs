@@ -1,0 +1,16 @@
+//! dysk turns Azure page blobs into Linux block devices.
+//!
+//! The house has floors, and imports run downwards only:
+//! binaries, then [`cli`] and [`csi`], then [`node`] (the daemon), then
+//! [`volume`] and [`nbd`], which meet only at [`device::BlockDevice`], then
+//! [`blob`]. [`emulator`] stands beside them. See `docs/design.md`.
+
+pub mod blob;
+pub mod cli;
+pub mod csi;
+pub mod device;
+pub mod emulator;
+pub mod nbd;
+pub mod node;
+pub mod size;
+pub mod volume;

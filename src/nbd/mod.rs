@@ -1,0 +1,3 @@
+//! The NBD protocol: wire types, negotiation, the transmission server, and the
+//! Linux kernel's client by generic netlink. Knows nothing of page blobs; a
+//! disk is any [`crate::device::BlockDevice`].
