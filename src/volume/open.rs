@@ -27,8 +27,8 @@ use super::{OpenError, OpenOptions, Volume};
 use crate::blob::retry::Backoff;
 use crate::blob::vhd::{self, Layout};
 use crate::blob::{
-    Advice, Attempt, BlobType, Checksum, Conditions, Effect, Failure, LeaseState, PageBlob,
-    Properties, Range, SequenceNumber, StorageError,
+    Advice, Attempt, BlobType, Checksum, Conditions, Effect, Failure, LeaseState, Properties,
+    Range, SequenceNumber, StorageError,
 };
 use crate::device::PAGE;
 
