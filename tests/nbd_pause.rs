@@ -115,7 +115,7 @@ async fn a_pause_may_fall_anywhere_in_the_stream() {
 async fn a_pause_within_a_large_payload_keeps_every_byte() {
     let mut bytes = message(request(Command::Write, 1, 0, 300_000), 0);
     for (at, byte) in bytes[28..].iter_mut().enumerate() {
-        *byte = (at % 251) as u8;
+        *byte = u8::try_from(at % 251).expect("below 251");
     }
     for cut in [28, 29, 5_000, 65_536, 65_564, 200_000, 300_027] {
         let disk = Arc::new(MemoryDisk::new(MIB));
