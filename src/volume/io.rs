@@ -159,7 +159,10 @@ impl<S: PageStore> Io<S> {
             Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                 self.trouble.waiting(error, "reading again");
                 pace.pause(verdict, error).await;
-                Ok(())
+                match self.standing.fenced() {
+                    Some(fenced) => Err(self.fenced(&fenced)),
+                    None => Ok(()),
+                }
             }
             _ => Err(self.fail(error)),
         }
