@@ -96,7 +96,7 @@ impl<S: PageStore> Volume<S> {
     /// page first. The caller has locked the page.
     async fn patch(&self, range: Range, data: Option<&[u8]>) -> Result<(), DeviceError> {
         let page = whole_pages_around(range);
-        let old = self.io.read(page).await?;
+        let old = self.io.read_to_change(page).await?;
         let mut new = BytesMut::from(old.to_bytes());
         let at = usize_from(range.start - page.start);
         let part = &mut new[at..at + usize_from(range.len())];
