@@ -44,7 +44,9 @@ impl Backoff {
 
     /// The next pause, at least what the store asked for.
     pub fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
-        let drawn = self.next.mul_f64(JITTER.with_borrow_mut(|jitter| jitter.random_range(0.5..=1.0)));
+        let drawn = self
+            .next
+            .mul_f64(JITTER.with_borrow_mut(|jitter| jitter.random_range(0.5..=1.0)));
         self.next = self.next.saturating_mul(2).min(self.longest);
         drawn.max(retry_after.unwrap_or_default().min(MOST_ASKED))
     }
