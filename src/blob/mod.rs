@@ -19,6 +19,8 @@ pub mod page_blob;
 mod pool;
 pub mod reference;
 mod request;
+pub mod retry;
+pub mod sas;
 mod signing;
 pub mod source;
 mod tls;
