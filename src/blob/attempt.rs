@@ -160,7 +160,14 @@ async fn receive(
             slot.keep(connection).await;
         }
         let text = pieces.concat();
-        return Err(refusal(account, request, status, &head.headers, &text, peer));
+        return Err(refusal(
+            account,
+            request,
+            status,
+            &head.headers,
+            &text,
+            peer,
+        ));
     }
 
     progress.waiting = "the answer's body is incomplete";
@@ -184,9 +191,7 @@ async fn receive(
     if let Expect::Exactly(len) = expect {
         let got: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         if got != len {
-            return Err(
-                request.bad_answer(format_args!("{got} bytes where {len} were asked for"))
-            );
+            return Err(request.bad_answer(format_args!("{got} bytes where {len} were asked for")));
         }
     }
     slot.keep(connection).await;
@@ -266,7 +271,9 @@ fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
         if !name.trim().eq_ignore_ascii_case("timeout") {
             return None;
         }
-        Some(Duration::from_secs(value.trim().parse::<u32>().ok()?.into()))
+        Some(Duration::from_secs(
+            value.trim().parse::<u32>().ok()?.into(),
+        ))
     })
 }
 

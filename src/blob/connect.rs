@@ -75,8 +75,11 @@ impl Connector {
                 ": {host}: {reason}; check the account's name, the endpoint and this machine's dns"
             ),
         };
-        let looked_up =
-            timeout_at(deadline, tokio::net::lookup_host((host, self.endpoint.port))).await;
+        let looked_up = timeout_at(
+            deadline,
+            tokio::net::lookup_host((host, self.endpoint.port)),
+        )
+        .await;
         match looked_up {
             Ok(Ok(found)) => {
                 let addresses: Vec<_> = found.collect();
@@ -98,7 +101,9 @@ impl Connector {
         let unreachable = |text: String| {
             refuse(
                 Failure::Connect,
-                format!("{text}; check that the store listens there and that no firewall stands between"),
+                format!(
+                    "{text}; check that the store listens there and that no firewall stands between"
+                ),
             )
         };
         let socket = match timeout_at(until, TcpStream::connect(address)).await {

@@ -48,7 +48,9 @@ fn remedy(refusal: &Refusal<'_>) -> Option<String> {
     Some(match refusal.code {
         "AuthenticationFailed" => authentication(refusal),
         "InvalidAuthenticationInfo" | "NoAuthenticationInformation" => {
-            format!("the store could not read the authorisation; check the credentials for account {account}")
+            format!(
+                "the store could not read the authorisation; check the credentials for account {account}"
+            )
         }
         "KeyBasedAuthenticationNotPermitted" => format!(
             "account {account} has shared key access disabled: allow it (allowSharedKeyAccess) or use a user delegation sas"
@@ -61,9 +63,12 @@ fn remedy(refusal: &Refusal<'_>) -> Option<String> {
         | "AuthorizationResourceTypeMismatch"
         | "AuthorizationServiceMismatch"
         | "InsufficientAccountPermissions" => {
-            "the credential does not grant this; use the account key or a sas with the permission".into()
+            "the credential does not grant this; use the account key or a sas with the permission"
+                .into()
         }
-        "AuthorizationProtocolMismatch" => "the sas allows https only: use an https endpoint".into(),
+        "AuthorizationProtocolMismatch" => {
+            "the sas allows https only: use an https endpoint".into()
+        }
         "AuthorizationSourceIPMismatch" => {
             "the sas is bound to other ip addresses than this machine's".into()
         }
@@ -86,9 +91,13 @@ fn remedy(refusal: &Refusal<'_>) -> Option<String> {
         "InvalidBlobType" | "BlobTypeNotSupported" => {
             "this blob is not a page blob and cannot be a disk: name another".into()
         }
-        "BlobAlreadyExists" | "UnauthorizedBlobOverwrite" => "the blob exists already: choose another name".into(),
+        "BlobAlreadyExists" | "UnauthorizedBlobOverwrite" => {
+            "the blob exists already: choose another name".into()
+        }
         "SnapshotsPresent" => "the blob has snapshots: delete them with it or first".into(),
-        "PendingCopyOperation" => "a copy to this blob is under way: wait for it or abort it".into(),
+        "PendingCopyOperation" => {
+            "a copy to this blob is under way: wait for it or abort it".into()
+        }
         "LeaseIdMissing" => "the blob is leased, and this request names no lease".into(),
         "" if refusal.status == 403 => authentication(refusal),
         _ => return None,
@@ -141,9 +150,17 @@ mod tests {
     #[test]
     fn tells_a_wrong_clock_from_a_wrong_key() {
         let now = SystemTime::now();
-        let ahead = explain(403, "AuthenticationFailed", Some(now - Duration::from_secs(1800)));
+        let ahead = explain(
+            403,
+            "AuthenticationFailed",
+            Some(now - Duration::from_secs(1800)),
+        );
         assert!(ahead.contains("s ahead of the store's"), "{ahead}");
-        let behind = explain(403, "AuthenticationFailed", Some(now + Duration::from_secs(1800)));
+        let behind = explain(
+            403,
+            "AuthenticationFailed",
+            Some(now + Duration::from_secs(1800)),
+        );
         assert!(behind.contains("s behind the store's"), "{behind}");
         for date in [Some(now), None] {
             let key = explain(403, "AuthenticationFailed", date);
@@ -154,16 +171,27 @@ mod tests {
     #[test]
     fn gives_each_refusal_its_remedy() {
         for (status, code, words) in [
-            (403, "KeyBasedAuthenticationNotPermitted", "allowSharedKeyAccess"),
+            (
+                403,
+                "KeyBasedAuthenticationNotPermitted",
+                "allowSharedKeyAccess",
+            ),
             (403, "AuthorizationFailure", "resolved to 10.1.2.3"),
-            (400, "AccountRequiresHttps", "https endpoint in place of http://acct"),
+            (
+                400,
+                "AccountRequiresHttps",
+                "https endpoint in place of http://acct",
+            ),
             (404, "BlobNotFound", "create it"),
             (404, "ContainerNotFound", "container dysks"),
             (404, "", "check account, container and blob"),
             (409, "InvalidBlobType", "not a page blob"),
         ] {
             let text = explain(status, code, None);
-            assert!(text.starts_with(": ") && text.contains(words), "{code}: {text}");
+            assert!(
+                text.starts_with(": ") && text.contains(words),
+                "{code}: {text}"
+            );
         }
         assert_eq!(explain(503, "ServerBusy", None), "");
     }

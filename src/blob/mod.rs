@@ -32,5 +32,5 @@ pub use account::{Account, AccountConfig, ConfigError};
 pub use credential::{Credential, KeyError, SharedKey};
 pub use error::{Advice, Effect, Failure, StorageError};
 pub use page_blob::{Attempt, Checksum, DeleteSnapshots, PageBlob, RangeRead};
-pub use types::*;
 pub use request::API_VERSION;
+pub use types::*;

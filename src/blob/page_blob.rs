@@ -307,9 +307,7 @@ impl PageBlob {
         let request = self
             .request(Method::HEAD, "get blob properties")
             .conditions(conditions);
-        self.execute(&request, deadline)
-            .await?
-            .properties(&request)
+        self.execute(&request, deadline).await?.properties(&request)
     }
 
     /// Set Blob Properties: a new size.

@@ -216,9 +216,18 @@ impl Request {
             }
         }
         for (header, number) in [
-            (name::IF_SEQUENCE_NUMBER_LT, conditions.if_sequence_number_lt),
-            (name::IF_SEQUENCE_NUMBER_LE, conditions.if_sequence_number_le),
-            (name::IF_SEQUENCE_NUMBER_EQ, conditions.if_sequence_number_eq),
+            (
+                name::IF_SEQUENCE_NUMBER_LT,
+                conditions.if_sequence_number_lt,
+            ),
+            (
+                name::IF_SEQUENCE_NUMBER_LE,
+                conditions.if_sequence_number_le,
+            ),
+            (
+                name::IF_SEQUENCE_NUMBER_EQ,
+                conditions.if_sequence_number_eq,
+            ),
         ] {
             if let Some(number) = number {
                 self = self.number(header, number);
@@ -352,7 +361,12 @@ impl Request {
 pub(super) fn byte_range(range: Range) -> String {
     let mut text = String::with_capacity(48);
     // Writing to a String cannot fail.
-    let _infallible = write!(text, "bytes={}-{}", range.start, range.end.saturating_sub(1));
+    let _infallible = write!(
+        text,
+        "bytes={}-{}",
+        range.start,
+        range.end.saturating_sub(1)
+    );
     text
 }
 

@@ -142,7 +142,11 @@ mod tests {
         let within = Duration::from_secs(60);
         let result = repeat(within, quick.clone(), || {
             calls += 1;
-            let answer = if calls < 4 { Err(refused(503)) } else { Ok(calls) };
+            let answer = if calls < 4 {
+                Err(refused(503))
+            } else {
+                Ok(calls)
+            };
             std::future::ready(answer)
         });
         assert_eq!(result.await.expect("the fourth"), 4);

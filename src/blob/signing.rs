@@ -124,7 +124,10 @@ mod tests {
              snapshot:2023-11-14T22:13:20.1234567Z"
         );
         let key = SharedKey::from_base64("MDEyMzQ1Njc4OWFiY2RlZg==").expect("a key");
-        assert_eq!(key.sign(&text), "p8vFS8jv2sEsX/VhCVMjHldiDG3z/Sb08yQ7+TkgAsQ=");
+        assert_eq!(
+            key.sign(&text),
+            "p8vFS8jv2sEsX/VhCVMjHldiDG3z/Sb08yQ7+TkgAsQ="
+        );
     }
 
     #[test]

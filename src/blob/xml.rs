@@ -28,7 +28,9 @@ pub(super) fn error(body: &[u8]) -> ErrorDocument {
     }
     let document: Option<Document> = text(body).ok().and_then(|text| {
         let is_error = text.contains("<Error");
-        is_error.then(|| quick_xml::de::from_str(text).ok()).flatten()
+        is_error
+            .then(|| quick_xml::de::from_str(text).ok())
+            .flatten()
     });
     let word = |text: Option<String>| {
         text.filter(|text| {
@@ -266,7 +268,10 @@ mod tests {
         assert_eq!(blobs[0].lease_state, LeaseState::Leased);
         assert_eq!(
             blobs[0].metadata,
-            vec![("empty".into(), String::new()), ("owner".into(), "me".into())]
+            vec![
+                ("empty".into(), String::new()),
+                ("owner".into(), "me".into())
+            ]
         );
         assert_eq!(blobs[1].name, "x\u{fffe}y");
         assert_eq!(blobs[1].blob_type, BlobType::Block);
@@ -282,7 +287,11 @@ mod tests {
         let document = error(body.as_bytes());
         assert_eq!(document.code.as_deref(), Some("InvalidHeaderValue"));
         assert_eq!(document.culprit.as_deref(), Some("x-ms-range"));
-        assert!(error(b"<Error><Code>a secret?</Code></Error>").code.is_none());
+        assert!(
+            error(b"<Error><Code>a secret?</Code></Error>")
+                .code
+                .is_none()
+        );
         assert!(error(b"<html>502</html>").code.is_none());
     }
 
