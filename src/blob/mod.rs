@@ -7,6 +7,7 @@ pub mod credential;
 pub mod error;
 pub mod page_blob;
 pub mod reference;
+pub mod retry;
 pub mod source;
 pub mod types;
 pub mod vhd;

@@ -67,6 +67,16 @@ impl PageBlob {
         &self.address
     }
 
+    /// The same blob with connections of its own, at most `max_connections`;
+    /// see [`Account::isolated`].
+    #[must_use]
+    pub fn isolated(&self, max_connections: usize) -> Self {
+        Self {
+            account: self.account.isolated(max_connections),
+            ..self.clone()
+        }
+    }
+
     /// The same blob as of the snapshot taken at `time` (an `x-ms-snapshot` value).
     #[must_use]
     pub fn at_snapshot(&self, time: impl Into<String>) -> Self {

@@ -1,15 +1,35 @@
 //! A page blob as a block device: open, lease, fence, ordering of overlapping
-//! writes, caching. Neither NBD nor the kernel is known here.
+//! writes. Neither NBD nor the kernel is known here.
+//!
+//! A write walks: [`disk`] (bounds, alignment, [`range_lock`]) to [`io`]
+//! (bound by [`standing`], judged by [`judge`], repeated) to one Put Page. The
+//! [`keeper`] renews the lease and raises the sequence number beside it.
 
-use std::sync::Arc;
+mod create;
+mod disk;
+mod gate;
+mod io;
+mod judge;
+mod keeper;
+mod open;
+mod range_lock;
+mod standing;
+mod trouble;
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+
+pub use create::{LARGEST_BLOB, check_size, create, delete};
+use gate::Gate;
+use io::Io;
+use keeper::Keeper;
+use range_lock::RangeLock;
 
 use crate::blob::vhd::Layout;
 use crate::blob::{LeaseId, PageBlob, StorageError};
-use crate::device::{BlockDevice, DeviceError, Extent, Geometry, ReadData};
 
 /// Azure's names for what a disk may cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -29,13 +49,13 @@ pub enum Caching {
 pub struct OpenOptions {
     /// Take no lease, refuse writes.
     pub read_only: bool,
-    /// Caching mode.
+    /// Caching mode. Only [`Caching::None`] opens so far.
     pub caching: Caching,
     /// Break somebody else's lease first.
     pub break_lease: bool,
     /// The lease id to take, fresh at each attach.
     pub lease: LeaseId,
-    /// Bound on each attempt at a request of control size.
+    /// Bound on each attempt at a request that moves little.
     pub attempt_deadline: Duration,
 }
 
@@ -71,83 +91,94 @@ pub struct VolumeStatus {
     pub size: u64,
     /// How the disk lies in its blob.
     pub layout: Layout,
-    /// The lease is lost for good: since when and why, in words.
+    /// The lease is lost for good: why and since when, in words.
     pub fenced: Option<String>,
     /// Finished reads, writes, flushes, trims and zeroes.
     pub completed: u64,
-    /// Requests sent to the store.
+    /// Requests for data sent to the store.
     pub store_requests: u64,
     /// Requests under way.
     pub in_flight: u64,
 }
 
-/// A page blob opened as a disk.
-pub struct Volume {}
+/// A page blob opened as a disk; its [`crate::device::BlockDevice`] side is in
+/// [`disk`].
+#[derive(Debug)]
+pub struct Volume {
+    io: Io,
+    layout: Layout,
+    size: u64,
+    locks: RangeLock,
+    gate: Gate,
+    completed: std::sync::atomic::AtomicU64,
+    /// Set to give up on everything under way.
+    abandoned: tokio::sync::watch::Sender<bool>,
+    keeper: Mutex<Option<Keeper>>,
+}
 
 impl Volume {
     /// Takes the lease, learns size and layout, raises the fence. At most four
     /// sequential store round trips. On any error nothing stays leased.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
     pub async fn open(blob: PageBlob, options: OpenOptions) -> Result<Arc<Self>, OpenError> {
-        todo!()
+        open::open(blob, options).await
+    }
+
+    fn new(io: Io, layout: Layout, size: u64, keeper: Option<Keeper>) -> Self {
+        Self {
+            io,
+            layout,
+            size,
+            locks: RangeLock::default(),
+            gate: Gate::default(),
+            completed: std::sync::atomic::AtomicU64::new(0),
+            abandoned: tokio::sync::watch::Sender::new(false),
+            keeper: Mutex::new(keeper),
+        }
     }
 
     /// Its state now; never blocks.
     #[must_use]
     pub fn status(&self) -> VolumeStatus {
-        todo!()
+        VolumeStatus {
+            size: self.size,
+            layout: self.layout,
+            fenced: self
+                .io
+                .standing
+                .fenced()
+                .map(|fenced| fenced.reason.clone()),
+            completed: self.completed.load(Ordering::Relaxed),
+            store_requests: self.io.requests.load(Ordering::Relaxed),
+            in_flight: self.gate.count(),
+        }
     }
 
-    /// Refuses new I/O, waits for what is under way, releases the lease.
+    /// Refuses new I/O, waits for what is under way, releases the lease. May
+    /// be called again.
+    ///
+    /// # Errors
+    /// The lease could not be released; it ends by itself within a minute.
     pub async fn close(&self) -> Result<(), StorageError> {
-        todo!()
+        self.gate.close();
+        self.gate.empty().await;
+        let keeper = self
+            .keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match keeper {
+            Some(keeper) => keeper.release(&self.io.standing).await,
+            None => Ok(()),
+        }
     }
-}
 
-/// Creates a blob of the right size with its footer; refuses to replace one.
-/// A half-made blob is removed again.
-///
-/// # Errors
-/// `disk_size` is no multiple of 512 or out of (0, 8 TiB], or the store refuses.
-pub async fn create(
-    blob: &PageBlob,
-    disk_size: u64,
-    layout: Layout,
-    deadline: Duration,
-) -> Result<(), OpenError> {
-    todo!()
-}
-
-/// Deletes the blob and its snapshots; refuses while it is leased.
-pub async fn delete(blob: &PageBlob, deadline: Duration) -> Result<(), OpenError> {
-    todo!()
-}
-
-impl BlockDevice for Volume {
-    fn geometry(&self) -> Geometry {
-        todo!()
-    }
-    async fn read(&self, offset: u64, len: u32) -> Result<ReadData, DeviceError> {
-        todo!()
-    }
-    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
-        todo!()
-    }
-    async fn flush(&self) -> Result<(), DeviceError> {
-        todo!()
-    }
-    async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
-        todo!()
-    }
-    async fn write_zeroes(
-        &self,
-        offset: u64,
-        len: u64,
-        fua: bool,
-        no_hole: bool,
-    ) -> Result<(), DeviceError> {
-        todo!()
-    }
-    async fn extents(&self, offset: u64, len: u64) -> Result<Vec<Extent>, DeviceError> {
-        todo!()
+    /// Ends everything under way with an error, so that [`Volume::close`] need
+    /// not wait for a store that does not answer.
+    pub fn abandon(&self) {
+        self.gate.close();
+        self.abandoned.send_replace(true);
     }
 }

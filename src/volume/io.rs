@@ -1,0 +1,279 @@
+//! One page-aligned piece of I/O, from the first attempt to a settled outcome.
+//!
+//! This is the one place where writes are fenced and attempts repeated; below
+//! it nothing retries. What an outcome means is decided in [`super::judge`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::judge::{self, Verdict};
+use super::standing::{Fenced, Standing};
+use super::trouble::Trouble;
+use crate::blob::retry::Backoff;
+use crate::blob::{Attempt, Checksum, Conditions, LeaseId, PageBlob, Range, StorageError};
+use crate::device::{DeviceError, ReadData};
+
+/// The most that one Put Page takes, and the most that one read asks for.
+pub const LARGEST_PIECE: u64 = 4 << 20;
+
+const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const THROTTLED_PAUSE: Duration = Duration::from_millis(100);
+const BLOCKED_PAUSE: Duration = Duration::from_secs(1);
+/// Added to an attempt's deadline for each MiB it moves.
+const PER_MIB: Duration = Duration::from_secs(2);
+
+/// What changes pages.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// Put Page, update: at most [`LARGEST_PIECE`].
+    Put {
+        /// Where, on a page boundary.
+        offset: u64,
+        /// What, whole pages.
+        data: Bytes,
+    },
+    /// Put Page, clear.
+    Clear(Range),
+}
+
+/// An answer of Get Page Ranges.
+#[derive(Clone, Debug)]
+pub struct Filled {
+    /// Ranges with pages, ascending; may begin before and end after what was
+    /// asked for.
+    pub ranges: Vec<Range>,
+    /// Up to where the answer is complete.
+    pub known_to: u64,
+}
+
+/// The store side of an open volume.
+#[derive(Debug)]
+pub struct Io {
+    pub(super) blob: PageBlob,
+    /// `None` when the volume is open for reading only.
+    pub(super) lease: Option<LeaseId>,
+    pub(super) standing: Arc<Standing>,
+    /// Bound on one attempt that moves little.
+    pub(super) attempt_deadline: Duration,
+    /// Requests sent to the store.
+    pub(super) requests: AtomicU64,
+    pub(super) trouble: Trouble,
+}
+
+impl Io {
+    /// Reads exactly `range`.
+    ///
+    /// # Errors
+    /// Only what waiting cannot mend; see [`judge::read`].
+    pub async fn read(&self, range: Range) -> Result<ReadData, DeviceError> {
+        let deadline = self.deadline(range.len());
+        let mut pace = Pace::default();
+        loop {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            let attempt = self
+                .blob
+                .get_range(range, Checksum::Off, &Conditions::default(), deadline)
+                .await;
+            match attempt {
+                Ok(read) => {
+                    let mut data = ReadData::new();
+                    read.pieces.into_iter().for_each(|piece| data.push(piece));
+                    return Ok(data);
+                }
+                Err(error) => {
+                    let verdict = judge::read(&error);
+                    self.recover_read(verdict, &error, &mut pace).await?;
+                }
+            }
+        }
+    }
+
+    /// Which parts of `within` hold pages, from one Get Page Ranges.
+    ///
+    /// # Errors
+    /// As [`Io::read`].
+    pub async fn filled(
+        &self,
+        within: Range,
+        most: u32,
+        deadline: Duration,
+    ) -> Result<Filled, DeviceError> {
+        let mut pace = Pace::default();
+        loop {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            let none = Conditions::default();
+            let attempt = self
+                .blob
+                .page_ranges(Some(within), None, None, Some(most), &none, deadline)
+                .await;
+            match attempt {
+                Ok(page) => {
+                    let last = page.filled.last().map_or(within.start, |range| range.end);
+                    let known_to = if page.next_marker.is_some() {
+                        last
+                    } else {
+                        within.end
+                    };
+                    // A page of ranges with a successor holds at least one.
+                    return Ok(Filled {
+                        ranges: page.filled,
+                        known_to,
+                    });
+                }
+                Err(error) => {
+                    let verdict = judge::read(&error);
+                    self.recover_read(verdict, &error, &mut pace).await?;
+                }
+            }
+        }
+    }
+
+    async fn recover_read(
+        &self,
+        verdict: Verdict,
+        error: &StorageError,
+        pace: &mut Pace,
+    ) -> Result<(), DeviceError> {
+        match verdict {
+            Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
+                self.trouble.waiting(error, "reading again");
+                pace.pause(verdict, error).await;
+                Ok(())
+            }
+            _ => Err(self.fail(error)),
+        }
+    }
+
+    /// Makes `change`, whose range the caller has locked, and answers once it
+    /// is committed.
+    ///
+    /// # Errors
+    /// The volume is fenced, or what waiting cannot mend; see [`judge::write`].
+    pub async fn change(&self, change: &Change) -> Result<(), DeviceError> {
+        let mut pace = Pace::default();
+        loop {
+            let unsettled = self
+                .standing
+                .begin()
+                .await
+                .map_err(|fenced| self.fenced(&fenced))?;
+            let error = match self.attempt(change, unsettled.less_than()).await {
+                Ok(()) => {
+                    unsettled.settle();
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let verdict = judge::write(&error);
+            let fate = match verdict {
+                Verdict::Unknown => {
+                    self.trouble
+                        .waiting(&error, "outcome unknown, raising the fence");
+                    let bound = unsettled.bound();
+                    // Until the raise is certain, `unsettled` stands for the
+                    // write that may still happen.
+                    let raised = self.standing.raise_past(bound).await;
+                    if raised.is_ok() {
+                        unsettled.settle();
+                        pace.pause(verdict, &error).await;
+                    }
+                    raised
+                }
+                Verdict::Refence => {
+                    let bound = unsettled.bound();
+                    unsettled.settle();
+                    self.standing.raise_past(bound).await
+                }
+                Verdict::ConfirmLease => {
+                    unsettled.settle();
+                    self.trouble.waiting(&error, "confirming the lease");
+                    self.standing.confirm_lease().await
+                }
+                Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
+                    unsettled.settle();
+                    self.trouble.waiting(&error, "writing again");
+                    pace.pause(verdict, &error).await;
+                    Ok(())
+                }
+                Verdict::Gone => {
+                    unsettled.settle();
+                    self.standing.fence_because(&error);
+                    return Err(self.fail(&error));
+                }
+                Verdict::Failed => {
+                    unsettled.settle();
+                    return Err(self.fail(&error));
+                }
+            };
+            fate.map_err(|fenced| self.fenced(&fenced))?;
+        }
+    }
+
+    async fn attempt(&self, change: &Change, less_than: u64) -> Attempt<()> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let conditions = Conditions {
+            lease: self.lease.clone(),
+            if_sequence_number_lt: Some(less_than),
+            ..Conditions::default()
+        };
+        match change {
+            Change::Put { offset, data } => {
+                let deadline = self.deadline(data.len() as u64);
+                self.blob
+                    .put_page(*offset, data.clone(), Checksum::Off, &conditions, deadline)
+                    .await?;
+            }
+            Change::Clear(range) => {
+                self.blob
+                    .clear_pages(*range, &conditions, self.attempt_deadline)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The volume is fenced: what its I/O is answered.
+    pub fn fenced(&self, fenced: &Fenced) -> DeviceError {
+        self.trouble.failed(&format_args!(
+            "{} is fenced: {}",
+            self.blob.address(),
+            fenced.reason
+        ));
+        DeviceError::Io(format!("fenced: {}", fenced.reason))
+    }
+
+    fn fail(&self, error: &StorageError) -> DeviceError {
+        self.trouble.failed(error);
+        DeviceError::Io(error.to_string())
+    }
+
+    fn deadline(&self, len: u64) -> Duration {
+        // At most LARGEST_PIECE, so the quotient is tiny.
+        let mib = u32::try_from(len >> 20).unwrap_or(u32::MAX);
+        self.attempt_deadline + PER_MIB.saturating_mul(mib)
+    }
+}
+
+/// The pauses of one request.
+#[derive(Default)]
+struct Pace {
+    backoff: Option<Backoff>,
+}
+
+impl Pace {
+    async fn pause(&mut self, verdict: Verdict, error: &StorageError) {
+        let first = match verdict {
+            Verdict::SlowDown => THROTTLED_PAUSE,
+            Verdict::Blocked => BLOCKED_PAUSE,
+            _ => PAUSE,
+        };
+        let backoff = self
+            .backoff
+            .get_or_insert_with(|| Backoff::new(first, LONGEST_PAUSE));
+        tokio::time::sleep(backoff.pause(error.retry_after)).await;
+    }
+}

@@ -1,0 +1,327 @@
+//! Opening a volume: at most four sequential store round trips.
+//!
+//! | trip | plain | `break_lease` |
+//! |---|---|---|
+//! | 1 | acquire the lease, beside it Get Properties | Get Properties |
+//! | 2 | raise the sequence number, beside it read the last page | break, if the ETag still matches |
+//! | 3 | | acquire |
+//! | 4 | | raise, beside it read the last page |
+//!
+//! The last page's answer names the blob's size once more: read after the
+//! lease was taken, it settles the size that Get Properties, which ran beside
+//! the acquire, may have seen too early.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use super::io::Io;
+use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
+use super::standing::Standing;
+use super::trouble::Trouble;
+use super::{OpenError, OpenOptions, Volume};
+use crate::blob::retry::Backoff;
+use crate::blob::vhd::{self, Layout};
+use crate::blob::{
+    Advice, Attempt, BlobType, Checksum, Conditions, Effect, Failure, LeaseState, PageBlob,
+    Properties, Range, SequenceNumber, StorageError,
+};
+use crate::device::PAGE;
+
+/// For how long opening bears with a store that throttles or fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// For how long it bears with a store that cannot be reached at all: a wrong
+/// address should be told soon.
+const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What opening learned.
+struct Learned {
+    blob_size: u64,
+    layout: Layout,
+    number: u64,
+}
+
+pub(super) async fn open(blob: PageBlob, options: OpenOptions) -> Result<Arc<Volume>, OpenError> {
+    if options.read_only {
+        return open_read_only(blob, &options).await;
+    }
+    let runtime = keeper::runtime().map_err(|error| {
+        unusable(
+            &blob,
+            format!("cannot start the lease keeper's thread: {error}"),
+        )
+    })?;
+    // From here on a lease may exist: whatever ends this function early, also
+    // its future being dropped, releases it.
+    let lease = HeldLease::new(runtime, blob.isolated(2), options.lease.clone());
+    let asked = Instant::now();
+    let held = Cell::new(Held::No);
+    match take(&blob, &options, &held).await {
+        Ok(learned) => {
+            let standing = Arc::new(Standing::new(learned.number, asked));
+            let keeper = Keeper::start(lease, Arc::clone(&standing));
+            Ok(volume(blob, &options, &learned, standing, Some(keeper)))
+        }
+        Err(error) => {
+            match held.get() {
+                Held::No => lease.forget(),
+                // Whoever reads the error finds the lease gone.
+                Held::Yes => {
+                    if let Err(left) = lease.release().await {
+                        tracing::warn!("{left}: the lease ends by itself within {LEASE_SECONDS} s");
+                    }
+                }
+                Held::Perhaps => drop(lease),
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Whether this opening holds the lease.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Held {
+    No,
+    Perhaps,
+    Yes,
+}
+
+/// Takes the lease and learns what the volume is.
+async fn take(
+    blob: &PageBlob,
+    options: &OpenOptions,
+    held: &Cell<Held>,
+) -> Result<Learned, OpenError> {
+    let deadline = options.attempt_deadline;
+    let seen = if options.break_lease {
+        let seen = properties(blob, deadline).await?;
+        break_lease(blob, &seen, deadline).await?;
+        acquire(blob, options, held).await?;
+        seen
+    } else {
+        let (acquired, seen) =
+            tokio::join!(acquire(blob, options, held), properties(blob, deadline));
+        // The second's error is the clearer one: not found, no page blob.
+        let seen = seen?;
+        acquired?;
+        seen
+    };
+    learn(blob, options, &seen).await
+}
+
+async fn acquire(
+    blob: &PageBlob,
+    options: &OpenOptions,
+    held: &Cell<Held>,
+) -> Result<(), OpenError> {
+    // Repeating an acquire with one id is safe: it finds its own lease.
+    let acquired = patiently(async || {
+        let conditions = Conditions::default();
+        let (id, seconds) = (&options.lease, Some(LEASE_SECONDS));
+        let acquired = blob
+            .acquire_lease(id, seconds, &conditions, options.attempt_deadline)
+            .await;
+        match &acquired {
+            Ok(()) => held.set(Held::Yes),
+            Err(error) if error.effect() != Effect::NotApplied => held.set(Held::Perhaps),
+            Err(_) => {}
+        }
+        acquired
+    })
+    .await;
+    acquired.map_err(|error| {
+        if error.is_leased_elsewhere() {
+            return OpenError::Leased {
+                object: blob.address().to_string(),
+                remedy: "detach it where it is attached, or take it over with --break-lease".into(),
+            };
+        }
+        error.into()
+    })
+}
+
+async fn properties(blob: &PageBlob, deadline: Duration) -> Result<Properties, OpenError> {
+    let properties =
+        patiently(async || blob.properties(&Conditions::default(), deadline).await).await?;
+    if properties.blob_type != BlobType::Page {
+        return Err(unusable(
+            blob,
+            "not a page blob: only page blobs can be disks".into(),
+        ));
+    }
+    if properties.size == 0 || !properties.size.is_multiple_of(PAGE) {
+        return Err(unusable(
+            blob,
+            format!(
+                "{} bytes are no disk: resize or recreate it",
+                properties.size
+            ),
+        ));
+    }
+    Ok(properties)
+}
+
+/// Break Lease names no lease: a late one could break the very lease that is
+/// acquired next. So it hangs on the ETag, which the raise at the end of
+/// opening changes; a holder that writes all the while changes it too, and
+/// after a few tries the break goes without. Should that one come late, it
+/// fences this opening and harms no data.
+async fn break_lease(
+    blob: &PageBlob,
+    seen: &Properties,
+    deadline: Duration,
+) -> Result<(), OpenError> {
+    let mut seen = seen.clone();
+    for last in [false, false, false, true] {
+        if !matches!(seen.lease_state, LeaseState::Leased | LeaseState::Breaking) {
+            return Ok(());
+        }
+        let if_match = (!last).then(|| seen.etag.clone());
+        let conditions = Conditions {
+            if_match,
+            ..Conditions::default()
+        };
+        let Err(error) = blob.break_lease(Some(0), &conditions, deadline).await else {
+            return Ok(());
+        };
+        let again = error.status() == Some(412)
+            || error.code() == "LeaseNotPresentWithLeaseOperation"
+            || error.advice() != Advice::GiveUp;
+        if last || !again {
+            return Err(error.into());
+        }
+        seen = properties(blob, deadline).await?;
+    }
+    unreachable!("the last try returns")
+}
+
+/// Raises the sequence number under the new lease, and reads the last page.
+async fn learn(
+    blob: &PageBlob,
+    options: &OpenOptions,
+    seen: &Properties,
+) -> Result<Learned, OpenError> {
+    let deadline = options.attempt_deadline;
+    let conditions = Conditions::lease(&options.lease);
+    let number = seen.sequence_number + 1;
+    let raise = patiently(async || {
+        blob.set_sequence_number(SequenceNumber::Max(number), &conditions, deadline)
+            .await
+    });
+    let (raised, footer) = tokio::join!(raise, last_page(blob, seen.size, deadline));
+    let number = raised?.sequence_number.max(number);
+    let (blob_size, layout) = footer?;
+    Ok(Learned {
+        blob_size,
+        layout,
+        number,
+    })
+}
+
+/// Size of the blob and the disk's layout in it.
+async fn last_page(
+    blob: &PageBlob,
+    seen_size: u64,
+    deadline: Duration,
+) -> Result<(u64, Layout), OpenError> {
+    let mut size = seen_size;
+    loop {
+        let range = Range {
+            start: size - PAGE,
+            end: size,
+        };
+        let read = patiently(async || {
+            blob.get_range(range, Checksum::Off, &Conditions::default(), deadline)
+                .await
+        })
+        .await?;
+        if read.blob_size != size {
+            size = read.blob_size;
+            continue;
+        }
+        let mut page = [0; vhd::FOOTER];
+        let mut at = 0;
+        for piece in &read.pieces {
+            page[at..at + piece.len()].copy_from_slice(piece);
+            at += piece.len();
+        }
+        let layout = vhd::detect(&page, size).map_err(|reason| unusable(blob, reason))?;
+        if layout.usable(size) == 0 {
+            return Err(unusable(
+                blob,
+                "it holds a VHD footer and nothing else: recreate it".into(),
+            ));
+        }
+        return Ok((size, layout));
+    }
+}
+
+async fn open_read_only(blob: PageBlob, options: &OpenOptions) -> Result<Arc<Volume>, OpenError> {
+    let seen = properties(&blob, options.attempt_deadline).await?;
+    let (blob_size, layout) = last_page(&blob, seen.size, options.attempt_deadline).await?;
+    let learned = Learned {
+        blob_size,
+        layout,
+        number: seen.sequence_number,
+    };
+    let standing = Arc::new(Standing::new(learned.number, Instant::now()));
+    Ok(volume(blob, options, &learned, standing, None))
+}
+
+fn volume(
+    blob: PageBlob,
+    options: &OpenOptions,
+    learned: &Learned,
+    standing: Arc<Standing>,
+    keeper: Option<Keeper>,
+) -> Arc<Volume> {
+    let io = Io {
+        blob,
+        lease: (!options.read_only).then(|| options.lease.clone()),
+        standing,
+        attempt_deadline: options.attempt_deadline,
+        requests: AtomicU64::new(0),
+        trouble: Trouble::default(),
+    };
+    Arc::new(Volume::new(
+        io,
+        learned.layout,
+        learned.layout.usable(learned.blob_size),
+        keeper,
+    ))
+}
+
+pub(super) fn unusable(blob: &PageBlob, reason: String) -> OpenError {
+    OpenError::Unusable {
+        object: blob.address().to_string(),
+        reason,
+    }
+}
+
+/// Repeats an attempt that is safe to repeat while the store is in trouble,
+/// within bounds that a person will wait for.
+pub(super) async fn patiently<T>(
+    mut attempt: impl AsyncFnMut() -> Attempt<T>,
+) -> Result<T, StorageError> {
+    let began = Instant::now();
+    let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+    loop {
+        let error = match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        let patience = match (&error.failure, error.advice()) {
+            (_, Advice::GiveUp | Advice::Reauthenticate) => return Err(error),
+            (Failure::Dns | Failure::Connect | Failure::Tls, _) => UNREACHABLE_PATIENCE,
+            _ => PATIENCE,
+        };
+        let pause = backoff.pause(error.retry_after);
+        if began.elapsed() + pause > patience {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+    }
+}

@@ -1,0 +1,333 @@
+//! What the data path knows of the volume's right to write: the sequence
+//! number that fences late writes, and whether the lease is still ours.
+//!
+//! One task, the [`super::keeper`], changes it; everybody else reads it and
+//! posts wishes.
+//!
+//! ## Invariants
+//! - `number` is a sequence number that the blob is known to have reached; it
+//!   only grows.
+//! - Writes carry `x-ms-if-sequence-number-lt: bound + 1`, and `bound` is
+//!   `max(number, wanted)`: a write may run ahead of a raise that is under way,
+//!   because its bound holds before and after it.
+//! - A write under bound `b` whose outcome is unknown is dead for certain once
+//!   `number > b`. Nothing that overlaps it starts before that: its own retry
+//!   holds the range lock and waits for the raise; if its caller gave up
+//!   instead, `owed > b` makes *every* later write wait.
+//! - `fenced` is final.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::blob::StorageError;
+
+/// Why and since when a volume is fenced.
+#[derive(Clone, Debug)]
+pub struct Fenced {
+    /// In words, with the store's own code.
+    pub reason: String,
+    /// When it was noticed.
+    pub since: jiff::Timestamp,
+}
+
+impl fmt::Display for Fenced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (since {:.0})", self.reason, self.since)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    number: u64,
+    wanted: u64,
+    owed: u64,
+    /// When the store last said that the lease is ours.
+    confirmed: Instant,
+    /// Somebody waits for a confirmation newer than this.
+    confirm_after: Option<Instant>,
+    fenced: Option<Arc<Fenced>>,
+}
+
+/// Shared between the data path and the keeper.
+#[derive(Debug)]
+pub struct Standing {
+    state: watch::Sender<State>,
+}
+
+/// What the keeper has to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wishes {
+    /// Raise the blob's sequence number to at least this.
+    pub raise_to: Option<u64>,
+    /// Renew the lease now.
+    pub confirm: bool,
+}
+
+/// A promise to say what became of a write; see [`Standing::begin`].
+#[derive(Debug)]
+pub struct Unsettled<'a> {
+    standing: &'a Standing,
+    bound: u64,
+    settled: bool,
+}
+
+impl Standing {
+    /// A standing after an attach that raised the number to `number` and
+    /// acquired the lease at `confirmed`.
+    #[must_use]
+    pub fn new(number: u64, confirmed: Instant) -> Self {
+        let state = State {
+            number,
+            wanted: number,
+            owed: 0,
+            confirmed,
+            confirm_after: None,
+            fenced: None,
+        };
+        Self {
+            state: watch::Sender::new(state),
+        }
+    }
+
+    /// Starts a write: waits while an earlier write's fate is owed, then gives
+    /// the bound to send it under. If the guard is dropped before
+    /// [`Unsettled::settle`], the write's outcome counts as unknown.
+    ///
+    /// # Errors
+    /// The volume is fenced.
+    pub async fn begin(&self) -> Result<Unsettled<'_>, Arc<Fenced>> {
+        loop {
+            let owed = {
+                let state = self.state.borrow();
+                if let Some(fenced) = &state.fenced {
+                    return Err(fenced.clone());
+                }
+                if state.number >= state.owed {
+                    let bound = state.number.max(state.wanted);
+                    return Ok(Unsettled {
+                        standing: self,
+                        bound,
+                        settled: false,
+                    });
+                }
+                state.owed
+            };
+            self.wait(|state| state.number >= owed).await?;
+        }
+    }
+
+    /// Waits until the blob's number is known to be past `bound`, so that
+    /// nothing sent under it can happen any more.
+    ///
+    /// # Errors
+    /// The volume is fenced.
+    pub async fn raise_past(&self, bound: u64) -> Result<(), Arc<Fenced>> {
+        self.want(bound + 1);
+        self.wait(|state| state.number > bound).await
+    }
+
+    /// Waits until the store has said, after this call began, that the lease
+    /// is ours.
+    ///
+    /// # Errors
+    /// The volume is fenced.
+    pub async fn confirm_lease(&self) -> Result<(), Arc<Fenced>> {
+        let asked = Instant::now();
+        self.state.send_if_modified(|state| {
+            let post = state.confirm_after.is_none_or(|after| after < asked);
+            if post {
+                state.confirm_after = Some(asked);
+            }
+            post
+        });
+        self.wait(|state| state.confirmed > asked).await
+    }
+
+    /// The fence, if it has fallen.
+    #[must_use]
+    pub fn fenced(&self) -> Option<Arc<Fenced>> {
+        self.state.borrow().fenced.clone()
+    }
+
+    /// Ends all writing for good. The first reason stays.
+    pub fn fence(&self, reason: String) {
+        self.state.send_if_modified(|state| {
+            let first = state.fenced.is_none();
+            if first {
+                let since = jiff::Timestamp::now();
+                state.fenced = Some(Arc::new(Fenced { reason, since }));
+            }
+            first
+        });
+    }
+
+    /// Ends all writing because of what the store answered.
+    pub fn fence_because(&self, error: &StorageError) {
+        self.fence(error.to_string());
+    }
+
+    fn want(&self, number: u64) {
+        self.state.send_if_modified(|state| {
+            let more = state.wanted < number;
+            state.wanted = state.wanted.max(number);
+            more
+        });
+    }
+
+    async fn wait(&self, done: impl Fn(&State) -> bool) -> Result<(), Arc<Fenced>> {
+        let mut watch = self.state.subscribe();
+        let state = watch
+            .wait_for(|state| state.fenced.is_some() || done(state))
+            .await
+            .expect("the sender is self, which is borrowed");
+        match &state.fenced {
+            Some(fenced) => Err(fenced.clone()),
+            None => Ok(()),
+        }
+    }
+
+    // The keeper's side.
+
+    /// What is wished for now.
+    pub(super) fn wishes(&self) -> Wishes {
+        let state = self.state.borrow();
+        Wishes {
+            raise_to: (state.wanted > state.number).then_some(state.wanted),
+            confirm: state
+                .confirm_after
+                .is_some_and(|after| after >= state.confirmed),
+        }
+    }
+
+    /// Waits until something is wished for, or the volume is fenced.
+    pub(super) async fn wished(&self) {
+        let mut watch = self.state.subscribe();
+        watch
+            .wait_for(|state| {
+                state.fenced.is_some()
+                    || state.wanted > state.number
+                    || state
+                        .confirm_after
+                        .is_some_and(|after| after >= state.confirmed)
+            })
+            .await
+            .expect("the sender is self, which is borrowed");
+    }
+
+    /// The store said that the blob's number is `number`.
+    pub(super) fn raised(&self, number: u64) {
+        self.state.send_if_modified(|state| {
+            let more = state.number < number;
+            state.number = state.number.max(number);
+            more
+        });
+    }
+
+    /// The store said, in answer to a request begun at `asked`, that the lease
+    /// is ours.
+    pub(super) fn confirmed(&self, asked: Instant) {
+        self.state
+            .send_modify(|state| state.confirmed = state.confirmed.max(asked));
+    }
+}
+
+impl Unsettled<'_> {
+    /// The value for `x-ms-if-sequence-number-lt`.
+    #[must_use]
+    pub fn less_than(&self) -> u64 {
+        self.bound + 1
+    }
+
+    /// The bound to raise past, should the outcome be unknown.
+    #[must_use]
+    pub fn bound(&self) -> u64 {
+        self.bound
+    }
+
+    /// The outcome is known: applied, or never to be.
+    pub fn settle(mut self) {
+        self.settled = true;
+    }
+}
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            let dead_at = self.bound + 1;
+            self.standing.state.send_modify(|state| {
+                state.owed = state.owed.max(dead_at);
+                state.wanted = state.wanted.max(dead_at);
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn writes_run_ahead_of_a_raise_but_not_of_a_debt() {
+        let standing = Standing::new(7, Instant::now());
+        let first = standing.begin().await.unwrap();
+        assert_eq!(first.less_than(), 8);
+        standing.want(8);
+        let ahead = standing.begin().await.unwrap();
+        assert_eq!(ahead.less_than(), 9, "holds before and after the raise");
+        ahead.settle();
+        assert_eq!(standing.wishes().raise_to, Some(8));
+        standing.raised(8);
+        assert_eq!(standing.wishes().raise_to, None);
+
+        // The first write's caller gives up: under 7, and the number is past it.
+        drop(first);
+        standing.begin().await.unwrap().settle();
+
+        // One under the present bound is dropped: nothing may start before the raise.
+        drop(standing.begin().await.unwrap());
+        let mut next = Box::pin(standing.begin());
+        tokio::select! {
+            biased;
+            _ = &mut next => panic!("began over a write that may still happen"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!(standing.wishes().raise_to, Some(9));
+        standing.raised(9);
+        assert_eq!(next.await.unwrap().less_than(), 10);
+    }
+
+    #[tokio::test]
+    async fn a_fence_wakes_and_refuses_everybody() {
+        let standing = Standing::new(1, Instant::now());
+        let waits = standing.raise_past(1);
+        standing.fence("412 LeaseIdMismatchWithBlobOperation".into());
+        standing.fence("another".into());
+        assert_eq!(
+            waits.await.unwrap_err().reason,
+            "412 LeaseIdMismatchWithBlobOperation"
+        );
+        assert!(standing.begin().await.is_err() && standing.confirm_lease().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_confirmation_begun_earlier_does_not_count() {
+        let standing = Standing::new(1, Instant::now());
+        let before = Instant::now();
+        let mut waits = Box::pin(standing.confirm_lease());
+        tokio::select! {
+            biased;
+            _ = &mut waits => panic!("nothing was confirmed"),
+            () = std::future::ready(()) => {}
+        }
+        assert!(standing.wishes().confirm);
+        standing.confirmed(before);
+        assert!(standing.wishes().confirm, "asked before the wish");
+        let later = Instant::now() + std::time::Duration::from_nanos(1);
+        standing.confirmed(later);
+        assert!(!standing.wishes().confirm);
+        waits.await.unwrap();
+    }
+}

@@ -1,0 +1,65 @@
+//! The product on real kernels: the guest scripts of `tests/kernel/guest` with
+//! the binaries just built, on each kernel of the lane.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use support::azurite::Azurite;
+
+const REPO: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Runs a guest script on `kernel`; its output goes to the test's.
+fn lane(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
+    let bin = Path::new(env!("CARGO_BIN_EXE_dyskd")).parent().expect("binaries lie in a folder");
+    let status = Command::new(format!("{REPO}/tests/kernel/run"))
+        .args(["--kernel", kernel])
+        .args(options)
+        .arg("--env")
+        .arg(format!("DYSK_BIN={}", bin.display()))
+        .arg("--")
+        .arg(format!("{REPO}/tests/kernel/guest/{script}"))
+        .args(args)
+        .status()
+        .expect("tests/kernel/run starts");
+    assert!(status.success(), "{script} on {kernel}: {status}");
+}
+
+#[test]
+fn first_light_on_6_1() {
+    lane("6.1", &["--timeout", "600"], "first_light", &[]);
+}
+
+#[test]
+fn first_light_on_6_12() {
+    lane("6.12", &["--timeout", "600"], "first_light", &[]);
+}
+
+#[test]
+fn the_module_with_its_defaults_serves_too() {
+    lane("6.12", &["--nbd", "default", "--timeout", "300"], "module_defaults", &[]);
+}
+
+#[test]
+fn no_module_and_no_root_are_told_apart() {
+    lane("6.12", &["--nbd", "none", "--timeout", "300"], "no_module", &[]);
+}
+
+#[test]
+fn bytes_written_through_the_kernel_are_found_by_azures_sdk() {
+    let azurite = Azurite::start();
+    let folder = tempfile::tempdir_in(format!("{REPO}/build")).expect("a folder for the pattern");
+    let pattern = folder.path().join("pattern");
+    let bytes: Vec<u8> = (0..1u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(&pattern, bytes).expect("the pattern is written");
+    let pattern = pattern.to_str().expect("a UTF-8 path");
+    lane("6.12", &["--timeout", "300"], "foreign_bytes", &[&azurite.url(), pattern]);
+    let status = Command::new(format!("{REPO}/build/venv/bin/python"))
+        .arg(format!("{REPO}/tests/python/find_bytes.py"))
+        .arg(azurite.connection_string())
+        .args(["dysks", "foreign.vhd", &(3 << 20).to_string(), pattern])
+        .status()
+        .expect("build/venv has python: tests/setup makes it");
+    assert!(status.success(), "the SDK did not find the bytes: {status}");
+}
