@@ -12,6 +12,7 @@ use super::api::{Detached, ErrorCode};
 use super::error::NodeError;
 use super::registry::{Detaching, Entry, Parts, Phase, Registry};
 use super::{account, transport::Device};
+use crate::volume::Volume;
 
 /// How long the store may take to end what is under way and give the lease
 /// back, when nobody is in a hurry. Without an answer the lease ends by
@@ -142,29 +143,31 @@ async fn take_device(device: &Arc<dyn Device>, effort: &mut Effort) -> Result<()
 }
 
 async fn close(entry: &Entry, parts: &Parts, effort: &mut Effort) -> Result<(), NodeError> {
-    let work = async {
-        if let Some(volume) = &parts.volume {
-            return volume.close().await.map_err(NodeError::from);
-        }
-        let Some(lease) = &parts.lease else {
-            return Ok(());
-        };
-        let request = &entry.request;
-        let (_, blob) =
-            account::open_blob(&request.account, &request.container, &request.blob).await?;
-        match blob.release_lease(lease, account::ATTEMPT_DEADLINE).await {
-            // Somebody else's by now, or nobody's: nothing of ours to release.
-            Err(error) if error.is_lease_lost() || error.is_not_found() => Ok(()),
-            result => result.map_err(NodeError::from),
-        }
-    };
-    tokio::select! {
-        result = work => result,
-        () = effort.exhausted() => Err(NodeError::new(
-            ErrorCode::StoreUnreachable,
-            "no answer from the store in time",
-        )),
+    if let Some(volume) = &parts.volume {
+        return close_volume(volume, effort).await;
     }
+    let Some(lease) = &parts.lease else {
+        return Ok(());
+    };
+    let request = &entry.request;
+    let (_, blob) =
+        account::open_blob(&request.account, &request.container, &request.blob).await?;
+    match blob.release_lease(lease, account::ATTEMPT_DEADLINE).await {
+        // Somebody else's by now, or nobody's: nothing of ours to release.
+        Err(error) if matches!(error.status(), Some(404 | 409 | 412)) => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+/// The volume's lease goes back. With the device gone nobody waits for what
+/// may still be under way, so it is given up when the patience ends.
+async fn close_volume(volume: &Volume, effort: &mut Effort) -> Result<(), NodeError> {
+    let mut close = std::pin::pin!(volume.close());
+    tokio::select! {
+        result = &mut close => return Ok(result?),
+        () = effort.exhausted() => volume.abandon(),
+    }
+    Ok(close.await?)
 }
 
 /// The record and the name go.

@@ -6,35 +6,16 @@ use std::time::Duration;
 use super::account::ATTEMPT_DEADLINE;
 use super::api::{ErrorCode, NewDisk};
 use super::error::NodeError;
-use crate::blob::vhd::{FOOTER, Layout};
 use crate::blob::{Account, Conditions, DeleteSnapshots, LeaseId, PageBlob};
 use crate::volume::{self, OpenError};
-
-/// The largest page blob, and so the largest disk with its footer.
-pub const MAX_BLOB: u64 = 8 << 40;
 
 /// Checks a disk size.
 ///
 /// # Errors
 /// It is no multiple of 512, 0, or more than a page blob holds.
 pub fn check_size(disk: NewDisk) -> Result<(), NodeError> {
-    let size = disk.size;
-    let refuse = |what: String| Err(NodeError::new(ErrorCode::InvalidRequest, what));
-    if size == 0 || !size.is_multiple_of(512) {
-        return refuse(format!(
-            "size {size} is not usable: take a multiple of 512 bytes, more than 0"
-        ));
-    }
-    let layout = Layout::from(disk.format);
-    let footer = if layout == Layout::Raw { 0 } else { FOOTER as u64 };
-    if size > MAX_BLOB - footer {
-        let most = MAX_BLOB - footer;
-        return refuse(format!(
-            "size {size} is not usable: a page blob holds a disk of at most {most} bytes \
-             (8 TiB, the footer of a vhd included)"
-        ));
-    }
-    Ok(())
+    volume::check_size(disk.size, disk.format.into())
+        .map_err(|reason| NodeError::new(ErrorCode::InvalidRequest, reason))
 }
 
 /// Makes the blob, and its container when that is missing. An existing blob
@@ -114,22 +95,4 @@ async fn delete_if_blank(
     }
     blob.delete(DeleteSnapshots::Refuse, &held, deadline).await?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::api::Format;
-
-    #[test]
-    fn sizes_stop_at_what_a_page_blob_holds() {
-        let check = |size, format| check_size(NewDisk { size, format }).is_ok();
-        for size in [0, 1, 511, 513, u64::MAX, MAX_BLOB + 512] {
-            assert!(!check(size, Format::Raw) && !check(size, Format::Vhd), "{size}");
-        }
-        assert!(check(MAX_BLOB, Format::Raw));
-        assert!(!check(MAX_BLOB, Format::Vhd));
-        assert!(check(MAX_BLOB - 512, Format::Vhd));
-        assert!(check(512, Format::Vhd));
-    }
 }

@@ -486,7 +486,7 @@ fn conflict(table: &Table, request: &AttachRequest) -> Result<Option<Entry>, Nod
         return Err(NodeError::new(
             ErrorCode::AlreadyAttached,
             format!(
-                "{} is attached already as {} {place}: use that, or detach it first",
+                "blob {} is attached already as {} {place}: use that, or detach it first",
                 request.volume(),
                 view.name
             ),
