@@ -1,12 +1,24 @@
 //! A storage account as a client sees it: endpoint, credential, connections.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use hyper::Method;
+
+use super::answer::Answer;
+use super::attempt::{Expect, execute};
+use super::connect::Connector;
 use super::credential::Credential;
+use super::endpoint::{Endpoint, Target};
 use super::page_blob::{Attempt, PageBlob};
+use super::pool::Pool;
+use super::request::Request;
 use super::types::*;
+use super::{tls, xml};
+
+/// The longest listing that is read, in bytes (5,000 blobs take a few MiB).
+const LISTING: u64 = 64 << 20;
 
 /// What is needed to talk to one account.
 #[derive(Clone, Debug)]
@@ -35,11 +47,38 @@ pub struct AccountConfig {
 #[derive(Clone)]
 pub struct Account(Arc<AccountInner>);
 
-struct AccountInner {}
+/// One handle family: what all handles share, and this one's connections.
+pub(super) struct AccountInner {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pool: Pool,
+}
+
+/// What isolated siblings share.
+pub(super) struct Shared {
+    name: String,
+    pub(super) connector: Connector,
+    credential: RwLock<Arc<Credential>>,
+}
+
+impl Shared {
+    /// The credential of this moment.
+    pub(super) fn credential(&self) -> Arc<Credential> {
+        // The lock is held for a pointer's copy only, by either side.
+        self.credential
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
 
 impl std::fmt::Debug for Account {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        todo!()
+        let shared = &self.0.shared;
+        f.debug_struct("Account")
+            .field("name", &shared.name)
+            .field("endpoint", &shared.connector.endpoint.base)
+            .field("credential", &shared.credential())
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,50 +105,158 @@ pub enum ConfigError {
 
 impl Account {
     /// Checks the configuration; makes no connection yet.
+    ///
+    /// # Errors
+    /// [`ConfigError`], for what no request could ever work with.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "the configuration ends here: its secrets are not to be kept twice"
+    )]
     pub fn new(config: AccountConfig) -> Result<Self, ConfigError> {
-        todo!()
+        let endpoint =
+            Endpoint::parse(&config.endpoint).map_err(|reason| ConfigError::Endpoint {
+                // A query may hold a signature.
+                endpoint: config
+                    .endpoint
+                    .split(['?', '#'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+                reason,
+            })?;
+        // A CA file that cannot be read is refused even where it is not needed.
+        let tls = if endpoint.tls || config.ca_file.is_some() {
+            Some(tls::client_config(
+                &endpoint.base,
+                config.ca_file.as_deref(),
+            )?)
+        } else {
+            None
+        };
+        let connector = Connector {
+            tls: tls.filter(|_| endpoint.tls),
+            endpoint,
+            timeout: config.connect_timeout,
+        };
+        Ok(Self(Arc::new(AccountInner {
+            shared: Arc::new(Shared {
+                name: config.name,
+                connector,
+                credential: RwLock::new(Arc::new(config.credential)),
+            }),
+            pool: Pool::new(config.max_connections, config.idle_timeout),
+        })))
     }
 
     /// The account's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        todo!()
+        &self.0.shared.name
+    }
+
+    /// The base URL, without a final slash and without secrets.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.0.shared.connector.endpoint.base
     }
 
     /// A handle to the same account that shares credentials but no connections.
     #[must_use]
     pub fn isolated(&self, max_connections: usize) -> Self {
-        todo!()
+        Self(Arc::new(AccountInner {
+            shared: self.0.shared.clone(),
+            pool: Pool::new(max_connections, self.0.pool.idle_timeout()),
+        }))
     }
 
     /// Replaces the credential for this handle and all its clones and
     /// isolated siblings; requests under way keep the old one.
     pub fn set_credential(&self, credential: Credential) {
-        todo!()
+        let mut current = self
+            .0
+            .shared
+            .credential
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(credential);
     }
 
     /// A handle on the page blob `blob` in `container`; asks nothing.
     #[must_use]
     pub fn page_blob(&self, container: &str, blob: &str) -> PageBlob {
-        todo!()
+        PageBlob {
+            account: self.clone(),
+            target: self.target(container, blob),
+            snapshot: None,
+        }
+    }
+
+    /// `scheme://host:port`, which a target's path follows.
+    pub(super) fn origin(&self) -> String {
+        self.0.shared.connector.endpoint.origin()
+    }
+
+    fn target(&self, container: &str, blob: &str) -> Arc<Target> {
+        let address = BlobAddress::new(self.name(), container, blob);
+        Arc::new(Target::new(&self.0.shared.connector.endpoint, address))
+    }
+
+    /// Makes one attempt at `request`.
+    pub(super) async fn execute(
+        &self,
+        request: &Request,
+        expect: Expect,
+        deadline: Duration,
+    ) -> Attempt<Answer> {
+        execute(&self.0, request, expect, deadline).await
+    }
+
+    fn container_request(
+        &self,
+        method: Method,
+        operation: &'static str,
+        container: &str,
+    ) -> Request {
+        Request::new(method, operation, &self.target(container, "")).query("restype", "container")
     }
 
     /// Create Container.
+    ///
+    /// # Errors
+    /// 409 `ContainerAlreadyExists`, or as any request.
     pub async fn create_container(&self, container: &str, deadline: Duration) -> Attempt<()> {
-        todo!()
+        let request = self.container_request(Method::PUT, "create container", container);
+        self.execute(&request, Expect::Nothing, deadline).await?;
+        Ok(())
     }
 
     /// Delete Container.
+    ///
+    /// # Errors
+    /// 404 `ContainerNotFound`, or as any request.
     pub async fn delete_container(&self, container: &str, deadline: Duration) -> Attempt<()> {
-        todo!()
+        let request = self.container_request(Method::DELETE, "delete container", container);
+        self.execute(&request, Expect::Nothing, deadline).await?;
+        Ok(())
     }
 
     /// Get Container Properties: is it there?
+    ///
+    /// # Errors
+    /// As any request; 404 `ContainerNotFound` is `false` rather than an error.
     pub async fn container_exists(&self, container: &str, deadline: Duration) -> Attempt<bool> {
-        todo!()
+        let request = self.container_request(Method::HEAD, "get container properties", container);
+        match self.execute(&request, Expect::Nothing, deadline).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// List Blobs: one page, with snapshots when `snapshots`; the marker of the next page.
+    ///
+    /// # Errors
+    /// As any request.
     pub async fn list_blobs(
         &self,
         container: &str,
@@ -118,6 +265,20 @@ impl Account {
         marker: Option<&str>,
         deadline: Duration,
     ) -> Attempt<(Vec<ListedBlob>, Option<String>)> {
-        todo!()
+        let include = if snapshots {
+            "metadata,snapshots"
+        } else {
+            "metadata"
+        };
+        let request = self
+            .container_request(Method::GET, "list blobs", container)
+            .query("comp", "list")
+            .query("include", include)
+            .query_if("prefix", Some(prefix).filter(|prefix| !prefix.is_empty()))
+            .query_if("marker", marker);
+        let answer = self
+            .execute(&request, Expect::UpTo(LISTING), deadline)
+            .await?;
+        xml::blob_list(&answer.body()).map_err(|reason| request.bad_answer(reason))
     }
 }

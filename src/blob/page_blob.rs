@@ -4,23 +4,46 @@
 //! connection to the last byte of the answer; when it passes, the connection
 //! is closed and the error says whether the request may have been written.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::Method;
+use hyper::header::HeaderName;
 
 use super::account::Account;
+use super::answer::Answer;
+use super::attempt::Expect;
+use super::checksum;
+use super::endpoint::{Target, encode_query};
 use super::error::StorageError;
+use super::request::{Request, name};
 use super::types::*;
+use super::xml;
+
+/// The longest list of page ranges that is read, in bytes. The store's cap of
+/// 10,000 ranges a page takes under 1 MiB; stores without the cap take more.
+const RANGE_LIST: u64 = 64 << 20;
 
 /// The result of one attempt.
 pub type Attempt<T> = Result<T, StorageError>;
 
 /// A handle on one page blob (or one snapshot of it); cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PageBlob {
     pub(super) account: Account,
-    pub(super) address: BlobAddress,
+    pub(super) target: Arc<Target>,
     pub(super) snapshot: Option<String>,
+}
+
+impl std::fmt::Debug for PageBlob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PageBlob")
+            .field("account", &self.account)
+            .field("address", &self.target.address)
+            .field("snapshot", &self.snapshot)
+            .finish()
+    }
 }
 
 /// The answer of Get Blob on a range.
@@ -64,7 +87,7 @@ impl PageBlob {
     /// The address, without the snapshot.
     #[must_use]
     pub fn address(&self) -> &BlobAddress {
-        &self.address
+        &self.target.address
     }
 
     /// The same blob with connections of its own, at most `max_connections`;
@@ -86,7 +109,32 @@ impl PageBlob {
         }
     }
 
+    /// The account this blob is in.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// A request about this blob or snapshot.
+    pub(super) fn request(&self, method: Method, operation: &'static str) -> Request {
+        Request::new(method, operation, &self.target).snapshot(self.snapshot.as_deref())
+    }
+
+    /// Executes a request whose answer has no body.
+    pub(super) async fn execute(&self, request: &Request, deadline: Duration) -> Attempt<Answer> {
+        self.account
+            .execute(request, Expect::Nothing, deadline)
+            .await
+    }
+
+    async fn write(&self, request: &Request, deadline: Duration) -> Attempt<Written> {
+        self.execute(request, deadline).await?.written(request)
+    }
+
     /// Put Blob: creates (or, unless conditioned, replaces) an empty page blob of `size` bytes.
+    ///
+    /// # Errors
+    /// 409 `BlobAlreadyExists` under [`Conditions::not_existing`], or as any request.
     pub async fn create(
         &self,
         size: u64,
@@ -94,10 +142,19 @@ impl PageBlob {
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<Written> {
-        todo!()
+        let request = self
+            .request(Method::PUT, "put blob")
+            .fixed(name::BLOB_TYPE, "PageBlob")
+            .number(name::BLOB_CONTENT_LENGTH, size)
+            .metadata(metadata)
+            .conditions(conditions);
+        self.write(&request, deadline).await
     }
 
     /// Put Page, update: at most 4 MiB, both ends on page boundaries.
+    ///
+    /// # Errors
+    /// 412 when a condition or the lease does not hold, or as any request.
     pub async fn put_page(
         &self,
         offset: u64,
@@ -106,21 +163,49 @@ impl PageBlob {
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<Written> {
-        todo!()
+        let mut request = self
+            .request(Method::PUT, "put page")
+            .query("comp", "page")
+            .fixed(name::PAGE_WRITE, "update")
+            .range(name::RANGE, Range::at(offset, data.len() as u64))
+            .conditions(conditions);
+        let pieces = std::slice::from_ref(&data);
+        match checksum {
+            Checksum::Off => {}
+            Checksum::Md5 => {
+                request = request.header(name::CONTENT_MD5, checksum::md5(pieces));
+            }
+            Checksum::Crc64 => {
+                request = request.header(name::CONTENT_CRC64, checksum::crc64(pieces));
+            }
+        }
+        self.write(&request.body(data), deadline).await
     }
 
     /// Put Page, clear: any length, both ends on page boundaries.
+    ///
+    /// # Errors
+    /// As [`PageBlob::put_page`].
     pub async fn clear_pages(
         &self,
         range: Range,
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<Written> {
-        todo!()
+        let request = self
+            .request(Method::PUT, "clear pages")
+            .query("comp", "page")
+            .fixed(name::PAGE_WRITE, "clear")
+            .range(name::RANGE, range)
+            .conditions(conditions);
+        self.write(&request, deadline).await
     }
 
     /// Put Page From URL: copies `source_range` of `source_url` (which carries
     /// its own authorisation) to the same length at `offset`.
+    ///
+    /// # Errors
+    /// As [`PageBlob::put_page`].
     pub async fn put_page_from_url(
         &self,
         offset: u64,
@@ -129,10 +214,22 @@ impl PageBlob {
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<Written> {
-        todo!()
+        let request = self
+            .request(Method::PUT, "put page from url")
+            .query("comp", "page")
+            .fixed(name::PAGE_WRITE, "update")
+            .range(name::RANGE, Range::at(offset, source_range.len()))
+            .range(name::SOURCE_RANGE, source_range)
+            .header(name::COPY_SOURCE, source_url)
+            .conditions(conditions);
+        self.write(&request, deadline).await
     }
 
-    /// Get Blob on a range.
+    /// Get Blob on a range, which must not be empty.
+    ///
+    /// # Errors
+    /// 416 `InvalidRange` beyond the end; [`super::Failure::BadAnswer`] when
+    /// the answer is not exactly that range or fails the checksum.
     pub async fn get_range(
         &self,
         range: Range,
@@ -140,11 +237,39 @@ impl PageBlob {
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<RangeRead> {
-        todo!()
+        let mut request = self
+            .request(Method::GET, "get blob")
+            .range(name::RANGE, range)
+            .conditions(conditions);
+        match checksum {
+            Checksum::Off => {}
+            Checksum::Md5 => request = request.fixed(name::RANGE_GET_MD5, "true"),
+            Checksum::Crc64 => request = request.fixed(name::RANGE_GET_CRC64, "true"),
+        }
+        let expect = Expect::Exactly(range.len());
+        let answer = self.account.execute(&request, expect, deadline).await?;
+        if answer.status != 206 {
+            let status = answer.status;
+            return Err(request.bad_answer(format_args!("status {status} in place of 206")));
+        }
+        let (got, blob_size) = answer.content_range(&request)?;
+        if got != range {
+            return Err(request.bad_answer(format_args!("it is about the range {got}")));
+        }
+        verify(&request, &answer, checksum)?;
+        Ok(RangeRead {
+            blob_size,
+            etag: answer.etag(&request)?,
+            sequence_number: answer.sequence_number(),
+            pieces: answer.pieces,
+        })
     }
 
     /// Get Page Ranges within `within` (all when `None`); the differences since
     /// the snapshot `since` when given.
+    ///
+    /// # Errors
+    /// 409 when the blob was created anew since that snapshot, or as any request.
     pub async fn page_ranges(
         &self,
         within: Option<Range>,
@@ -154,136 +279,159 @@ impl PageBlob {
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<PageRanges> {
-        todo!()
+        let mut request = self
+            .request(Method::GET, "get page ranges")
+            .query("comp", "pagelist")
+            .query_if("prevsnapshot", since)
+            .query_if("marker", marker)
+            .conditions(conditions);
+        if let Some(max) = max_results {
+            request = request.query("maxresults", max.to_string());
+        }
+        if let Some(range) = within {
+            request = request.range(name::RANGE, range);
+        }
+        let expect = Expect::UpTo(RANGE_LIST);
+        let answer = self.account.execute(&request, expect, deadline).await?;
+        let list = xml::page_list(&answer.body()).map_err(|reason| request.bad_answer(reason))?;
+        Ok(PageRanges {
+            filled: list.filled,
+            cleared: list.cleared,
+            next_marker: list.next_marker,
+            blob_size: answer
+                .number(&name::BLOB_CONTENT_LENGTH)
+                .ok_or_else(|| request.bad_answer("it lacks the blob's size"))?,
+            etag: answer.etag(&request)?,
+        })
     }
 
     /// Get Blob Properties (HEAD).
+    ///
+    /// # Errors
+    /// 404 when the blob is not there, or as any request.
     pub async fn properties(
         &self,
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<Properties> {
-        todo!()
+        let request = self
+            .request(Method::HEAD, "get blob properties")
+            .conditions(conditions);
+        self.execute(&request, deadline).await?.properties(&request)
     }
 
     /// Set Blob Properties: a new size.
+    ///
+    /// # Errors
+    /// As any request.
     pub async fn resize(
         &self,
         size: u64,
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<Written> {
-        todo!()
+        let request = self
+            .request(Method::PUT, "resize blob")
+            .query("comp", "properties")
+            .number(name::BLOB_CONTENT_LENGTH, size)
+            .conditions(conditions);
+        self.write(&request, deadline).await
     }
 
     /// Set Blob Properties: the sequence number.
+    ///
+    /// # Errors
+    /// As any request.
     pub async fn set_sequence_number(
         &self,
         action: SequenceNumber,
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<Written> {
-        todo!()
+        let (word, number) = match action {
+            SequenceNumber::Max(number) => ("max", Some(number)),
+            SequenceNumber::Update(number) => ("update", Some(number)),
+            SequenceNumber::Increment => ("increment", None),
+        };
+        let mut request = self
+            .request(Method::PUT, "set sequence number")
+            .query("comp", "properties")
+            .fixed(name::SEQUENCE_NUMBER_ACTION, word)
+            .conditions(conditions);
+        if let Some(number) = number {
+            request = request.number(name::BLOB_SEQUENCE_NUMBER, number);
+        }
+        self.write(&request, deadline).await
     }
 
     /// Set Blob Metadata: replaces all of it.
+    ///
+    /// # Errors
+    /// As any request.
     pub async fn set_metadata(
         &self,
         metadata: &[(String, String)],
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<Written> {
-        todo!()
-    }
-
-    /// Lease Blob, acquire, for 15 to 60 `seconds`, or for ever when `None`.
-    pub async fn acquire_lease(
-        &self,
-        id: &LeaseId,
-        seconds: Option<u32>,
-        conditions: &Conditions,
-        deadline: Duration,
-    ) -> Attempt<()> {
-        todo!()
-    }
-
-    /// Lease Blob, renew.
-    pub async fn renew_lease(&self, id: &LeaseId, deadline: Duration) -> Attempt<()> {
-        todo!()
-    }
-
-    /// Lease Blob, change.
-    pub async fn change_lease(
-        &self,
-        id: &LeaseId,
-        proposed: &LeaseId,
-        deadline: Duration,
-    ) -> Attempt<()> {
-        todo!()
-    }
-
-    /// Lease Blob, release.
-    pub async fn release_lease(&self, id: &LeaseId, deadline: Duration) -> Attempt<()> {
-        todo!()
-    }
-
-    /// Lease Blob, break, after at most `period` seconds (0 to 60; `None`: the
-    /// store's default). Answers with the seconds left.
-    pub async fn break_lease(
-        &self,
-        period: Option<u32>,
-        conditions: &Conditions,
-        deadline: Duration,
-    ) -> Attempt<u32> {
-        todo!()
-    }
-
-    /// Snapshot Blob: answers with the snapshot's time stamp.
-    pub async fn create_snapshot(
-        &self,
-        metadata: &[(String, String)],
-        conditions: &Conditions,
-        deadline: Duration,
-    ) -> Attempt<String> {
-        todo!()
-    }
-
-    /// Copy Blob from `source_url` (a snapshot's URL for a source in use).
-    /// Asynchronous: follow it with [`PageBlob::properties`].
-    pub async fn start_copy(
-        &self,
-        source_url: &str,
-        metadata: &[(String, String)],
-        conditions: &Conditions,
-        deadline: Duration,
-    ) -> Attempt<CopyState> {
-        todo!()
-    }
-
-    /// Abort Copy Blob.
-    pub async fn abort_copy(
-        &self,
-        copy_id: &str,
-        conditions: &Conditions,
-        deadline: Duration,
-    ) -> Attempt<()> {
-        todo!()
+        let request = self
+            .request(Method::PUT, "set blob metadata")
+            .query("comp", "metadata")
+            .metadata(metadata)
+            .conditions(conditions);
+        self.write(&request, deadline).await
     }
 
     /// Delete Blob.
+    ///
+    /// # Errors
+    /// 409 `SnapshotsPresent` under [`DeleteSnapshots::Refuse`], or as any request.
     pub async fn delete(
         &self,
         snapshots: DeleteSnapshots,
         conditions: &Conditions,
         deadline: Duration,
     ) -> Attempt<()> {
-        todo!()
+        let mut request = self
+            .request(Method::DELETE, "delete blob")
+            .conditions(conditions);
+        match snapshots {
+            DeleteSnapshots::Refuse => {}
+            DeleteSnapshots::Include => {
+                request = request.fixed(name::DELETE_SNAPSHOTS, "include");
+            }
+            DeleteSnapshots::Only => request = request.fixed(name::DELETE_SNAPSHOTS, "only"),
+        }
+        self.execute(&request, deadline).await?;
+        Ok(())
     }
 
     /// The URL of this blob (or snapshot) on its endpoint, unsigned: a copy
     /// source within the same account.
     #[must_use]
     pub fn url(&self) -> String {
-        todo!()
+        let mut url = self.account.origin();
+        url.push_str(&self.target.path);
+        if let Some(time) = &self.snapshot {
+            url.push_str("?snapshot=");
+            url.push_str(&encode_query(time));
+        }
+        url
     }
+}
+
+/// Checks a read against the checksum that was demanded.
+fn verify(request: &Request, answer: &Answer, checksum: Checksum) -> Attempt<()> {
+    let (header, computed): (HeaderName, String) = match checksum {
+        Checksum::Off => return Ok(()),
+        Checksum::Md5 => (name::CONTENT_MD5, checksum::md5(&answer.pieces)),
+        Checksum::Crc64 => (name::CONTENT_CRC64, checksum::crc64(&answer.pieces)),
+    };
+    let sent = answer.demand(request, header.as_str())?;
+    if sent == computed {
+        return Ok(());
+    }
+    Err(request.bad_answer(format_args!(
+        "{header} is {sent}, but the data received gives {computed}"
+    )))
 }

@@ -10,6 +10,7 @@ use futures_util::future::try_join_all;
 
 use super::Volume;
 use super::io::{Change, LARGEST_PIECE};
+use super::store::PageStore;
 use crate::blob::Range;
 use crate::device::{BlockDevice, DeviceError, Extent, Geometry, PAGE, ReadData};
 
@@ -21,7 +22,7 @@ const PREFERRED_BLOCK: u32 = 4096;
 const MOST_RANGES: u32 = 1000;
 const RANGES_DEADLINE: Duration = Duration::from_secs(30);
 
-impl Volume {
+impl<S: PageStore> Volume<S> {
     /// Runs one request, unless the volume is closing or gives up.
     async fn request<T>(
         &self,
@@ -121,7 +122,7 @@ impl Volume {
     }
 }
 
-impl BlockDevice for Volume {
+impl<S: PageStore> BlockDevice for Volume<S> {
     fn geometry(&self) -> Geometry {
         Geometry {
             size: self.size,

@@ -11,9 +11,10 @@ use bytes::Bytes;
 
 use super::judge::{self, Verdict};
 use super::standing::{Fenced, Standing};
+use super::store::PageStore;
 use super::trouble::Trouble;
 use crate::blob::retry::Backoff;
-use crate::blob::{Attempt, Checksum, Conditions, LeaseId, PageBlob, Range, StorageError};
+use crate::blob::{Attempt, Checksum, Conditions, LeaseId, Range, StorageError};
 use crate::device::{DeviceError, ReadData};
 
 /// The most that one Put Page takes, and the most that one read asks for.
@@ -52,8 +53,8 @@ pub struct Filled {
 
 /// The store side of an open volume.
 #[derive(Debug)]
-pub struct Io {
-    pub(super) blob: PageBlob,
+pub struct Io<S> {
+    pub(super) blob: S,
     /// `None` when the volume is open for reading only.
     pub(super) lease: Option<LeaseId>,
     pub(super) standing: Arc<Standing>,
@@ -64,7 +65,7 @@ pub struct Io {
     pub(super) trouble: Trouble,
 }
 
-impl Io {
+impl<S: PageStore> Io<S> {
     /// Reads exactly `range`.
     ///
     /// # Errors
@@ -105,11 +106,7 @@ impl Io {
         let mut pace = Pace::default();
         loop {
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let none = Conditions::default();
-            let attempt = self
-                .blob
-                .page_ranges(Some(within), None, None, Some(most), &none, deadline)
-                .await;
+            let attempt = self.blob.page_ranges(within, most, deadline).await;
             match attempt {
                 Ok(page) => {
                     let last = page.filled.last().map_or(within.start, |range| range.end);
@@ -118,7 +115,6 @@ impl Io {
                     } else {
                         within.end
                     };
-                    // A page of ranges with a successor holds at least one.
                     return Ok(Filled {
                         ranges: page.filled,
                         known_to,

@@ -17,8 +17,9 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::standing::Standing;
+use super::store::PageStore;
 use crate::blob::retry::Backoff;
-use crate::blob::{Conditions, LeaseId, PageBlob, SequenceNumber, StorageError};
+use crate::blob::{Conditions, LeaseId, SequenceNumber, StorageError};
 
 /// Seconds for which a lease is taken: the longest finite one there is.
 pub const LEASE_SECONDS: u32 = 60;
@@ -50,26 +51,26 @@ pub fn runtime() -> std::io::Result<Handle> {
 /// A lease that is being kept; dropped unreleased, it is released in the
 /// background.
 #[derive(Debug)]
-pub struct Keeper {
-    lease: HeldLease,
+pub struct Keeper<S: PageStore> {
+    lease: HeldLease<S>,
     stop: watch::Sender<bool>,
     task: Option<JoinHandle<()>>,
 }
 
 /// A lease that was acquired, or may have been: released when dropped.
 #[derive(Debug)]
-pub struct HeldLease {
+pub struct HeldLease<S: PageStore> {
     runtime: Handle,
-    blob: PageBlob,
+    blob: S,
     id: LeaseId,
     release_on_drop: bool,
 }
 
-impl HeldLease {
+impl<S: PageStore> HeldLease<S> {
     /// Takes charge of `id` on `blob`, whose handle must have connections of
     /// its own that nothing but the keeper's thread uses.
     #[must_use]
-    pub fn new(runtime: Handle, blob: PageBlob, id: LeaseId) -> Self {
+    pub fn new(runtime: Handle, blob: S, id: LeaseId) -> Self {
         Self {
             runtime,
             blob,
@@ -97,7 +98,7 @@ impl HeldLease {
     }
 }
 
-impl Drop for HeldLease {
+impl<S: PageStore> Drop for HeldLease<S> {
     fn drop(&mut self) {
         if self.release_on_drop {
             let (blob, id) = (self.blob.clone(), self.id.clone());
@@ -111,7 +112,7 @@ impl Drop for HeldLease {
 }
 
 /// A few attempts, bounded in all by about 15 s.
-async fn release(blob: &PageBlob, id: &LeaseId) -> Result<(), StorageError> {
+async fn release<S: PageStore>(blob: &S, id: &LeaseId) -> Result<(), StorageError> {
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     let give_up = Instant::now() + 2 * ATTEMPT;
     loop {
@@ -130,10 +131,10 @@ fn is_conflict(error: &StorageError) -> bool {
     matches!(error.status(), Some(409 | 412))
 }
 
-impl Keeper {
+impl<S: PageStore> Keeper<S> {
     /// Starts to keep `lease`, confirmed last at the time in `standing`.
     #[must_use]
-    pub fn start(lease: HeldLease, standing: Arc<Standing>) -> Self {
+    pub fn start(lease: HeldLease<S>, standing: Arc<Standing>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (blob, id) = (lease.blob.clone(), lease.id.clone());
         let task = lease.runtime.spawn(keep(blob, id, standing, stopped));
@@ -162,8 +163,8 @@ impl Keeper {
     }
 }
 
-async fn keep(
-    blob: PageBlob,
+async fn keep<S: PageStore>(
+    blob: S,
     id: LeaseId,
     standing: Arc<Standing>,
     mut stop: watch::Receiver<bool>,
@@ -209,8 +210,12 @@ async fn keep(
     }
 }
 
-async fn renew(blob: &PageBlob, id: &LeaseId, standing: &Standing) -> Result<(), StorageError> {
-    let asked = std::time::Instant::now();
+async fn renew<S: PageStore>(
+    blob: &S,
+    id: &LeaseId,
+    standing: &Standing,
+) -> Result<(), StorageError> {
+    let asked = Instant::now();
     match blob.renew_lease(id, ATTEMPT).await {
         Ok(()) => standing.confirmed(asked),
         Err(error) if is_conflict(&error) || error.is_not_found() => standing.fence_because(&error),
@@ -219,8 +224,8 @@ async fn renew(blob: &PageBlob, id: &LeaseId, standing: &Standing) -> Result<(),
     Ok(())
 }
 
-async fn raise(
-    blob: &PageBlob,
+async fn raise<S: PageStore>(
+    blob: &S,
     id: &LeaseId,
     number: u64,
     standing: &Standing,

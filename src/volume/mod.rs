@@ -14,6 +14,7 @@ mod keeper;
 mod open;
 mod range_lock;
 mod standing;
+mod store;
 mod trouble;
 
 use std::sync::atomic::Ordering;
@@ -27,6 +28,7 @@ use gate::Gate;
 use io::Io;
 use keeper::Keeper;
 use range_lock::RangeLock;
+pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
 use crate::blob::{LeaseId, PageBlob, StorageError};
@@ -104,8 +106,8 @@ pub struct VolumeStatus {
 /// A page blob opened as a disk; its [`crate::device::BlockDevice`] side is in
 /// [`disk`].
 #[derive(Debug)]
-pub struct Volume {
-    io: Io,
+pub struct Volume<S: PageStore = PageBlob> {
+    io: Io<S>,
     layout: Layout,
     size: u64,
     locks: RangeLock,
@@ -113,20 +115,20 @@ pub struct Volume {
     completed: std::sync::atomic::AtomicU64,
     /// Set to give up on everything under way.
     abandoned: tokio::sync::watch::Sender<bool>,
-    keeper: Mutex<Option<Keeper>>,
+    keeper: Mutex<Option<Keeper<S>>>,
 }
 
-impl Volume {
+impl<S: PageStore> Volume<S> {
     /// Takes the lease, learns size and layout, raises the fence. At most four
     /// sequential store round trips. On any error nothing stays leased.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(blob: PageBlob, options: OpenOptions) -> Result<Arc<Self>, OpenError> {
+    pub async fn open(blob: S, options: OpenOptions) -> Result<Arc<Self>, OpenError> {
         open::open(blob, options).await
     }
 
-    fn new(io: Io, layout: Layout, size: u64, keeper: Option<Keeper>) -> Self {
+    fn new(io: Io<S>, layout: Layout, size: u64, keeper: Option<Keeper<S>>) -> Self {
         Self {
             io,
             layout,

@@ -14,18 +14,21 @@
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::standing::Standing;
+use super::store::PageStore;
 use super::trouble::Trouble;
 use super::{OpenError, OpenOptions, Volume};
 use crate::blob::retry::Backoff;
 use crate::blob::vhd::{self, Layout};
 use crate::blob::{
-    Advice, Attempt, BlobType, Checksum, Conditions, Effect, Failure, LeaseState, PageBlob,
-    Properties, Range, SequenceNumber, StorageError,
+    Advice, Attempt, BlobType, Checksum, Conditions, Effect, Failure, LeaseState, Properties,
+    Range, SequenceNumber, StorageError,
 };
 use crate::device::PAGE;
 
@@ -44,7 +47,10 @@ struct Learned {
     number: u64,
 }
 
-pub(super) async fn open(blob: PageBlob, options: OpenOptions) -> Result<Arc<Volume>, OpenError> {
+pub(super) async fn open<S: PageStore>(
+    blob: S,
+    options: OpenOptions,
+) -> Result<Arc<Volume<S>>, OpenError> {
     if options.read_only {
         return open_read_only(blob, &options).await;
     }
@@ -90,8 +96,8 @@ enum Held {
 }
 
 /// Takes the lease and learns what the volume is.
-async fn take(
-    blob: &PageBlob,
+async fn take<S: PageStore>(
+    blob: &S,
     options: &OpenOptions,
     held: &Cell<Held>,
 ) -> Result<Learned, OpenError> {
@@ -112,17 +118,16 @@ async fn take(
     learn(blob, options, &seen).await
 }
 
-async fn acquire(
-    blob: &PageBlob,
+async fn acquire<S: PageStore>(
+    blob: &S,
     options: &OpenOptions,
     held: &Cell<Held>,
 ) -> Result<(), OpenError> {
     // Repeating an acquire with one id is safe: it finds its own lease.
     let acquired = patiently(async || {
-        let conditions = Conditions::default();
-        let (id, seconds) = (&options.lease, Some(LEASE_SECONDS));
+        let deadline = options.attempt_deadline;
         let acquired = blob
-            .acquire_lease(id, seconds, &conditions, options.attempt_deadline)
+            .acquire_lease(&options.lease, LEASE_SECONDS, deadline)
             .await;
         match &acquired {
             Ok(()) => held.set(Held::Yes),
@@ -143,9 +148,8 @@ async fn acquire(
     })
 }
 
-async fn properties(blob: &PageBlob, deadline: Duration) -> Result<Properties, OpenError> {
-    let properties =
-        patiently(async || blob.properties(&Conditions::default(), deadline).await).await?;
+async fn properties<S: PageStore>(blob: &S, deadline: Duration) -> Result<Properties, OpenError> {
+    let properties = patiently(async || blob.properties(deadline).await).await?;
     if properties.blob_type != BlobType::Page {
         return Err(unusable(
             blob,
@@ -169,8 +173,8 @@ async fn properties(blob: &PageBlob, deadline: Duration) -> Result<Properties, O
 /// opening changes; a holder that writes all the while changes it too, and
 /// after a few tries the break goes without. Should that one come late, it
 /// fences this opening and harms no data.
-async fn break_lease(
-    blob: &PageBlob,
+async fn break_lease<S: PageStore>(
+    blob: &S,
     seen: &Properties,
     deadline: Duration,
 ) -> Result<(), OpenError> {
@@ -199,8 +203,8 @@ async fn break_lease(
 }
 
 /// Raises the sequence number under the new lease, and reads the last page.
-async fn learn(
-    blob: &PageBlob,
+async fn learn<S: PageStore>(
+    blob: &S,
     options: &OpenOptions,
     seen: &Properties,
 ) -> Result<Learned, OpenError> {
@@ -222,8 +226,8 @@ async fn learn(
 }
 
 /// Size of the blob and the disk's layout in it.
-async fn last_page(
-    blob: &PageBlob,
+async fn last_page<S: PageStore>(
+    blob: &S,
     seen_size: u64,
     deadline: Duration,
 ) -> Result<(u64, Layout), OpenError> {
@@ -259,7 +263,10 @@ async fn last_page(
     }
 }
 
-async fn open_read_only(blob: PageBlob, options: &OpenOptions) -> Result<Arc<Volume>, OpenError> {
+async fn open_read_only<S: PageStore>(
+    blob: S,
+    options: &OpenOptions,
+) -> Result<Arc<Volume<S>>, OpenError> {
     let seen = properties(&blob, options.attempt_deadline).await?;
     let (blob_size, layout) = last_page(&blob, seen.size, options.attempt_deadline).await?;
     let learned = Learned {
@@ -271,13 +278,13 @@ async fn open_read_only(blob: PageBlob, options: &OpenOptions) -> Result<Arc<Vol
     Ok(volume(blob, options, &learned, standing, None))
 }
 
-fn volume(
-    blob: PageBlob,
+fn volume<S: PageStore>(
+    blob: S,
     options: &OpenOptions,
     learned: &Learned,
     standing: Arc<Standing>,
-    keeper: Option<Keeper>,
-) -> Arc<Volume> {
+    keeper: Option<Keeper<S>>,
+) -> Arc<Volume<S>> {
     let io = Io {
         blob,
         lease: (!options.read_only).then(|| options.lease.clone()),
@@ -294,7 +301,7 @@ fn volume(
     ))
 }
 
-pub(super) fn unusable(blob: &PageBlob, reason: String) -> OpenError {
+pub(super) fn unusable<S: PageStore>(blob: &S, reason: String) -> OpenError {
     OpenError::Unusable {
         object: blob.address().to_string(),
         reason,

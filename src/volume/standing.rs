@@ -18,9 +18,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::blob::StorageError;
 

@@ -1,0 +1,75 @@
+//! Snapshots and copies of whole blobs.
+
+use std::time::Duration;
+
+use hyper::Method;
+
+use super::page_blob::{Attempt, PageBlob};
+use super::request::name;
+use super::types::*;
+
+impl PageBlob {
+    /// Snapshot Blob: answers with the snapshot's time stamp.
+    ///
+    /// # Errors
+    /// As any request.
+    pub async fn create_snapshot(
+        &self,
+        metadata: &[(String, String)],
+        conditions: &Conditions,
+        deadline: Duration,
+    ) -> Attempt<String> {
+        let request = self
+            .request(Method::PUT, "snapshot blob")
+            .query("comp", "snapshot")
+            .metadata(metadata)
+            .conditions(conditions);
+        let answer = self.execute(&request, deadline).await?;
+        answer
+            .demand(&request, "x-ms-snapshot")
+            .map(ToOwned::to_owned)
+    }
+
+    /// Copy Blob from `source_url` (a snapshot's URL for a source in use).
+    /// Asynchronous: follow it with [`PageBlob::properties`].
+    ///
+    /// # Errors
+    /// 404 when the source is not there or not readable, or as any request.
+    pub async fn start_copy(
+        &self,
+        source_url: &str,
+        metadata: &[(String, String)],
+        conditions: &Conditions,
+        deadline: Duration,
+    ) -> Attempt<CopyState> {
+        let request = self
+            .request(Method::PUT, "copy blob")
+            .header(name::COPY_SOURCE, source_url)
+            .metadata(metadata)
+            .conditions(conditions);
+        let answer = self.execute(&request, deadline).await?;
+        answer
+            .copy(&request)?
+            .ok_or_else(|| request.bad_answer("it lacks the header x-ms-copy-id"))
+    }
+
+    /// Abort Copy Blob.
+    ///
+    /// # Errors
+    /// 409 `NoPendingCopyOperation` when it is over, or as any request.
+    pub async fn abort_copy(
+        &self,
+        copy_id: &str,
+        conditions: &Conditions,
+        deadline: Duration,
+    ) -> Attempt<()> {
+        let request = self
+            .request(Method::PUT, "abort copy")
+            .query("comp", "copy")
+            .query("copyid", copy_id.to_owned())
+            .fixed(name::COPY_ACTION, "abort")
+            .conditions(conditions);
+        self.execute(&request, deadline).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! Idle connections and the bound on how many there are.
+//!
+//! Invariant: connections in use plus idle ones never exceed the bound. A
+//! connection is only made with a slot in hand and no idle one left, and goes
+//! back to the idle ones before its slot is free again.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::connection::Connection;
+
+/// The connections of one [`super::Account`] handle and its clones.
+pub(super) struct Pool {
+    slots: Semaphore,
+    max: usize,
+    idle: Arc<Idle>,
+}
+
+struct Idle {
+    timeout: Duration,
+    list: Mutex<List>,
+}
+
+#[derive(Default)]
+struct List {
+    /// The most recently used one is last.
+    connections: VecDeque<Connection>,
+    /// A task is waiting to close those that stay unused.
+    reaping: bool,
+}
+
+/// The right to use one connection.
+pub(super) struct Slot<'a> {
+    pool: &'a Pool,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Pool {
+    /// At most `max` connections; none stays idle for longer than `timeout`.
+    pub fn new(max: usize, timeout: Duration) -> Self {
+        let max = max.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            slots: Semaphore::new(max),
+            max,
+            idle: Arc::new(Idle {
+                timeout,
+                list: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The bound on open connections.
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    /// How long a connection may stay idle.
+    pub fn idle_timeout(&self) -> Duration {
+        self.idle.timeout
+    }
+
+    /// Waits for a slot, first come first served.
+    pub async fn slot(&self) -> Slot<'_> {
+        let permit = self
+            .slots
+            .acquire()
+            .await
+            .expect("the semaphore lives as long as the pool and is never closed");
+        Slot {
+            pool: self,
+            _permit: permit,
+        }
+    }
+}
+
+impl Slot<'_> {
+    /// The connection that became idle last and is still good, if any.
+    pub async fn idle(&self) -> Option<Connection> {
+        loop {
+            let mut connection = self.pool.idle.lock().connections.pop_back()?;
+            // Those that fail the look are closed here, not put back.
+            if !self.pool.idle.expired(&connection) && connection.is_reusable().await {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Puts a connection back for the next request, if it can take one.
+    pub async fn keep(self, mut connection: Connection) {
+        if !connection.is_reusable().await {
+            return;
+        }
+        connection.idle_since = Instant::now();
+        let idle = &self.pool.idle;
+        let start_reaper = {
+            let mut list = idle.lock();
+            list.connections.push_back(connection);
+            !std::mem::replace(&mut list.reaping, true)
+        };
+        if start_reaper {
+            tokio::spawn(reap(Arc::downgrade(idle), idle.timeout));
+        }
+    }
+}
+
+impl Idle {
+    fn lock(&self) -> MutexGuard<'_, List> {
+        // No code that can panic runs under this lock.
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unused for longer than we or the server want to keep it. A server's
+    /// limit is shortened so that a request does not cross its close.
+    fn expired(&self, connection: &Connection) -> bool {
+        let limit = match connection.keep_alive {
+            Some(server) => self.timeout.min(server.saturating_sub(margin(server))),
+            None => self.timeout,
+        };
+        connection.idle_since.elapsed() >= limit
+    }
+}
+
+/// A second, or half of what the server grants when that is little.
+fn margin(server: Duration) -> Duration {
+    Duration::from_secs(1).min(server / 2)
+}
+
+/// Closes connections that nobody uses any more; ends when none is left.
+async fn reap(idle: Weak<Idle>, interval: Duration) {
+    let interval = interval.max(Duration::from_millis(10));
+    loop {
+        tokio::time::sleep(interval).await;
+        let Some(idle) = idle.upgrade() else { return };
+        let mut expired = Vec::new();
+        let finished = {
+            let mut list = idle.lock();
+            // Oldest first, but a server's own limit may differ by connection.
+            let mut index = 0;
+            while index < list.connections.len() {
+                if idle.expired(&list.connections[index]) {
+                    expired.extend(list.connections.remove(index));
+                } else {
+                    index += 1;
+                }
+            }
+            list.reaping = !list.connections.is_empty();
+            !list.reaping
+        };
+        // Sockets are closed outside the lock.
+        drop(expired);
+        if finished {
+            return;
+        }
+    }
+}
