@@ -34,12 +34,18 @@ impl Effort {
         *self.0.borrow()
     }
 
+    /// Ends when a patient effort becomes a forced one; perhaps never.
+    async fn forced_later(&mut self) {
+        let forced = self.0.wait_for(|force| *force).await.is_ok();
+        if !forced {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Ends when the patience for closing a volume has run out.
     async fn exhausted(&mut self) {
         let forced = async {
-            if self.0.wait_for(|force| *force).await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            self.forced_later().await;
             tokio::time::sleep(FORCED_PATIENCE).await;
         };
         tokio::select! {
@@ -138,7 +144,7 @@ async fn take_device(device: &Arc<dyn Device>, effort: &mut Effort) -> Result<()
             Ok(result) => Ok(result?),
             Err(error) => Err(NodeError::internal(format!("the detach died: {error}"))),
         },
-        Ok(_) = effort.0.wait_for(|force| *force) => Ok(device.detach(true).await?),
+        () = effort.forced_later() => Ok(device.detach(true).await?),
     }
 }
 
