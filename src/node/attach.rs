@@ -117,7 +117,7 @@ impl Task {
             lease,
             attempt_deadline: account::ATTEMPT_DEADLINE,
         };
-        let volume = Volume::open(blob, options).await?;
+        let volume = account::on_one_thread(move || Volume::open(blob, options)).await??;
         done.parts.volume = Some(volume.clone());
         self.go_on()?;
 
