@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::OpenError;
-use super::open::{patiently, unusable};
+use super::open::unusable;
+use super::patience::patiently;
 use crate::blob::vhd::{self, Layout};
 use crate::blob::{
     Checksum, Conditions, DeleteSnapshots, ETag, Effect, PageBlob, StorageError, Written,
@@ -41,21 +42,12 @@ pub async fn create(
     }
     let footer = vhd::footer(disk_size, vhd_now(), *uuid::Uuid::new_v4().as_bytes());
     let footer = Bytes::copy_from_slice(&footer);
-    let put = patiently(async || {
-        let conditions = Conditions {
-            if_sequence_number_lt: Some(1),
-            ..Conditions::default()
-        };
-        blob.put_page(
-            blob_size - PAGE,
-            footer.clone(),
-            Checksum::Off,
-            &conditions,
-            deadline,
-        )
-        .await
-    })
-    .await;
+    let conditions = Conditions {
+        if_sequence_number_lt: Some(1),
+        ..Conditions::default()
+    };
+    let at = blob_size - PAGE;
+    let put = patiently!(blob.put_page(at, footer.clone(), Checksum::Off, &conditions, deadline));
     if let Err(error) = put {
         discard(blob, &written, deadline).await;
         return Err(error.into());
@@ -90,7 +82,7 @@ async fn create_blob(blob: &PageBlob, size: u64, deadline: Duration) -> Result<W
     let mark = uuid::Uuid::new_v4().simple().to_string();
     let metadata = [(CREATION_MARK.to_owned(), mark.clone())];
     let mut unknown = false;
-    let created = patiently(async || {
+    let created = patiently!(async {
         let created = blob
             .create(size, &metadata, &Conditions::not_existing(), deadline)
             .await;
@@ -98,8 +90,7 @@ async fn create_blob(blob: &PageBlob, size: u64, deadline: Duration) -> Result<W
             .as_ref()
             .is_err_and(|error| error.effect() != Effect::NotApplied);
         created
-    })
-    .await;
+    });
     match created {
         Ok(written) => Ok(written),
         Err(error) if unknown => own_creation(blob, &mark, deadline)
@@ -111,9 +102,8 @@ async fn create_blob(blob: &PageBlob, size: u64, deadline: Duration) -> Result<W
 
 /// After an attempt whose outcome is unknown: the blob, if it is ours.
 async fn own_creation(blob: &PageBlob, mark: &str, deadline: Duration) -> Option<Written> {
-    let seen = patiently(async || blob.properties(&Conditions::default(), deadline).await)
-        .await
-        .ok()?;
+    let none = Conditions::default();
+    let seen = patiently!(blob.properties(&none, deadline)).ok()?;
     let ours = seen
         .metadata
         .iter()
@@ -148,7 +138,7 @@ async fn remove(blob: &PageBlob, etag: ETag, deadline: Duration) -> Result<(), S
         ..Conditions::default()
     };
     let mut unknown = false;
-    let deleted = patiently(async || {
+    let deleted = patiently!(async {
         let deleted = blob
             .delete(DeleteSnapshots::Include, &conditions, deadline)
             .await;
@@ -156,8 +146,7 @@ async fn remove(blob: &PageBlob, etag: ETag, deadline: Duration) -> Result<(), S
             .as_ref()
             .is_err_and(|error| error.effect() != Effect::NotApplied);
         deleted
-    })
-    .await;
+    });
     match deleted {
         Err(error) if unknown && error.is_not_found() => Ok(()),
         other => other,
@@ -169,7 +158,8 @@ async fn remove(blob: &PageBlob, etag: ETag, deadline: Duration) -> Result<(), S
 /// # Errors
 /// The blob is leased, changes under our hands, or the store refuses.
 pub async fn delete(blob: &PageBlob, deadline: Duration) -> Result<(), OpenError> {
-    let seen = patiently(async || blob.properties(&Conditions::default(), deadline).await).await?;
+    let none = Conditions::default();
+    let seen = patiently!(blob.properties(&none, deadline))?;
     match remove(blob, seen.etag, deadline).await {
         Ok(()) => Ok(()),
         Err(error) if error.code() == "LeaseIdMissing" => Err(OpenError::Leased {

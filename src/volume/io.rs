@@ -3,6 +3,7 @@
 //! This is the one place where writes are fenced and attempts repeated; below
 //! it nothing retries. What an outcome means is decided in [`super::judge`].
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -41,6 +42,17 @@ pub enum Change {
     Clear(Range),
 }
 
+impl Change {
+    /// What it changes.
+    #[must_use]
+    pub fn range(&self) -> Range {
+        match self {
+            Self::Put { offset, data } => Range::at(*offset, data.len() as u64),
+            Self::Clear(range) => *range,
+        }
+    }
+}
+
 /// An answer of Get Page Ranges.
 #[derive(Clone, Debug)]
 pub struct Filled {
@@ -60,6 +72,10 @@ pub struct Io<S> {
     pub(super) standing: Arc<Standing>,
     /// Bound on one attempt that moves little.
     pub(super) attempt_deadline: Duration,
+    /// Bound on one request, waiting included.
+    pub(super) io_deadline: Option<Duration>,
+    /// Sent with writes, demanded of reads.
+    pub(super) integrity: Checksum,
     /// Requests sent to the store.
     pub(super) requests: AtomicU64,
     pub(super) trouble: Trouble,
@@ -71,13 +87,18 @@ impl<S: PageStore> Io<S> {
     /// # Errors
     /// Only what waiting cannot mend; see [`judge::read`].
     pub async fn read(&self, range: Range) -> Result<ReadData, DeviceError> {
+        self.within_deadline("read", range, self.read_settled(range))
+            .await
+    }
+
+    async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
         let mut pace = Pace::default();
         loop {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let attempt = self
                 .blob
-                .get_range(range, Checksum::Off, &Conditions::default(), deadline)
+                .get_range(range, self.integrity, &Conditions::default(), deadline)
                 .await;
             match attempt {
                 Ok(read) => {
@@ -150,6 +171,36 @@ impl<S: PageStore> Io<S> {
     /// # Errors
     /// The volume is fenced, or what waiting cannot mend; see [`judge::write`].
     pub async fn change(&self, change: &Change) -> Result<(), DeviceError> {
+        let range = change.range();
+        self.within_deadline("write", range, self.change_settled(change))
+            .await
+    }
+
+    /// Ends `work` at the operator's deadline. A write that is dropped half way
+    /// leaves a debt in the standing.
+    async fn within_deadline<T>(
+        &self,
+        what: &str,
+        range: Range,
+        work: impl Future<Output = Result<T, DeviceError>>,
+    ) -> Result<T, DeviceError> {
+        let Some(deadline) = self.io_deadline else {
+            return work.await;
+        };
+        match tokio::time::timeout(deadline, work).await {
+            Ok(result) => result,
+            Err(_) => {
+                let blob = self.blob.address();
+                let cause = format!(
+                    "{what} {range} on {blob}: not done within the i/o deadline of {deadline:?}"
+                );
+                self.trouble.failed(&cause);
+                Err(DeviceError::Io(cause))
+            }
+        }
+    }
+
+    async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
         let mut pace = Pace::default();
         loop {
             let unsettled = self
@@ -220,7 +271,7 @@ impl<S: PageStore> Io<S> {
             Change::Put { offset, data } => {
                 let deadline = self.deadline(data.len() as u64);
                 self.blob
-                    .put_page(*offset, data.clone(), Checksum::Off, &conditions, deadline)
+                    .put_page(*offset, data.clone(), self.integrity, &conditions, deadline)
                     .await?;
             }
             Change::Clear(range) => {

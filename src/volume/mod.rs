@@ -12,6 +12,7 @@ mod io;
 mod judge;
 mod keeper;
 mod open;
+mod patience;
 mod range_lock;
 mod standing;
 mod store;
@@ -31,7 +32,7 @@ use range_lock::RangeLock;
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
-use crate::blob::{LeaseId, PageBlob, StorageError};
+use crate::blob::{Checksum, LeaseId, PageBlob, StorageError};
 
 /// Azure's names for what a disk may cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,6 +47,10 @@ pub enum Caching {
     ReadWrite,
 }
 
+/// The usual bound on one attempt that moves little: well above the store's
+/// worst normal latency, well below a lease.
+pub const DEFAULT_ATTEMPT_DEADLINE: Duration = Duration::from_secs(10);
+
 /// How to open a volume.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -59,6 +64,35 @@ pub struct OpenOptions {
     pub lease: LeaseId,
     /// Bound on each attempt at a request that moves little.
     pub attempt_deadline: Duration,
+    /// For how long to wait for somebody else's lease to end.
+    pub wait: Duration,
+    /// After this long one request's waiting for the store ends in EIO; never,
+    /// when `None`.
+    pub io_deadline: Option<Duration>,
+    /// Checksum on every write sent and read received.
+    pub integrity: Checksum,
+    /// Where the lease is kept; `None` for the keepers' own thread. A
+    /// simulation puts its one runtime here.
+    pub keeper: Option<tokio::runtime::Handle>,
+}
+
+impl OpenOptions {
+    /// Read and write, uncached, under the fresh lease `lease`, waiting for
+    /// nobody and for ever for the store.
+    #[must_use]
+    pub fn new(lease: LeaseId) -> Self {
+        Self {
+            read_only: false,
+            caching: Caching::None,
+            break_lease: false,
+            lease,
+            attempt_deadline: DEFAULT_ATTEMPT_DEADLINE,
+            wait: Duration::ZERO,
+            io_deadline: None,
+            integrity: Checksum::Off,
+            keeper: None,
+        }
+    }
 }
 
 /// Why a volume did not open. Nothing stays leased.
@@ -182,5 +216,21 @@ impl<S: PageStore> Volume<S> {
     pub fn abandon(&self) {
         self.gate.close();
         self.abandoned.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_send<T: Send>(_: &T) {}
+
+    /// Compiles: the daemon runs these in tasks.
+    #[allow(dead_code)]
+    fn futures_are_send(blob: PageBlob, options: OpenOptions, volume: &Volume) {
+        is_send(&create(&blob, 512, Layout::Raw, Duration::ZERO));
+        is_send(&delete(&blob, Duration::ZERO));
+        is_send(&volume.close());
+        is_send(&Volume::open(blob.clone(), options));
     }
 }

@@ -7,38 +7,34 @@
 //! | 3 | | acquire |
 //! | 4 | | raise, beside it read the last page |
 //!
+//! A lease that is waited for adds a look a second.
+//!
 //! The last page's answer names the blob's size once more: read after the
 //! lease was taken, it settles the size that Get Properties, which ran beside
 //! the acquire, may have seen too early.
 
-use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
+use super::patience::patiently;
 use super::standing::Standing;
 use super::store::PageStore;
 use super::trouble::Trouble;
 use super::{OpenError, OpenOptions, Volume};
-use crate::blob::retry::Backoff;
 use crate::blob::vhd::{self, Layout};
 use crate::blob::{
-    Advice, Attempt, BlobType, Checksum, Conditions, Effect, Failure, LeaseState, Properties,
-    Range, SequenceNumber, StorageError,
+    Advice, BlobType, Checksum, Conditions, Effect, LeaseState, Properties, Range, SequenceNumber,
+    StorageError,
 };
 use crate::device::PAGE;
 
-/// For how long opening bears with a store that throttles or fails.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// For how long it bears with a store that cannot be reached at all: a wrong
-/// address should be told soon.
-const UNREACHABLE_PATIENCE: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Between two looks at somebody else's lease.
+const WAIT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What opening learned.
 struct Learned {
@@ -54,17 +50,20 @@ pub(super) async fn open<S: PageStore>(
     if options.read_only {
         return open_read_only(blob, &options).await;
     }
-    let runtime = keeper::runtime().map_err(|error| {
-        unusable(
-            &blob,
-            format!("cannot start the lease keeper's thread: {error}"),
-        )
-    })?;
+    let runtime = match options.keeper.clone() {
+        Some(runtime) => runtime,
+        None => keeper::runtime().map_err(|error| {
+            unusable(
+                &blob,
+                format!("cannot start the lease keeper's thread: {error}"),
+            )
+        })?,
+    };
     // From here on a lease may exist: whatever ends this function early, also
     // its future being dropped, releases it.
     let lease = HeldLease::new(runtime, blob.isolated(2), options.lease.clone());
     let asked = Instant::now();
-    let held = Cell::new(Held::No);
+    let held = Held::default();
     match take(&blob, &options, &held).await {
         Ok(learned) => {
             let standing = Arc::new(Standing::new(learned.number, asked));
@@ -72,34 +71,34 @@ pub(super) async fn open<S: PageStore>(
             Ok(volume(blob, &options, &learned, standing, Some(keeper)))
         }
         Err(error) => {
-            match held.get() {
-                Held::No => lease.forget(),
+            match held.0.load(Ordering::Relaxed) {
+                NOT_HELD => lease.forget(),
                 // Whoever reads the error finds the lease gone.
-                Held::Yes => {
+                HELD => {
                     if let Err(left) = lease.release().await {
                         tracing::warn!("{left}: the lease ends by itself within {LEASE_SECONDS} s");
                     }
                 }
-                Held::Perhaps => drop(lease),
+                _ => drop(lease),
             }
             Err(error)
         }
     }
 }
 
-/// Whether this opening holds the lease.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Held {
-    No,
-    Perhaps,
-    Yes,
-}
+/// Whether this opening holds the lease: one of the three below.
+#[derive(Default)]
+struct Held(AtomicU8);
+
+const NOT_HELD: u8 = 0;
+const PERHAPS_HELD: u8 = 1;
+const HELD: u8 = 2;
 
 /// Takes the lease and learns what the volume is.
 async fn take<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
-    held: &Cell<Held>,
+    held: &Held,
 ) -> Result<Learned, OpenError> {
     let deadline = options.attempt_deadline;
     let seen = if options.break_lease {
@@ -118,38 +117,64 @@ async fn take<S: PageStore>(
     learn(blob, options, &seen).await
 }
 
+/// Acquires the lease, waiting for somebody else's to end for as long as the
+/// options say.
 async fn acquire<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
-    held: &Cell<Held>,
+    held: &Held,
 ) -> Result<(), OpenError> {
+    let give_up = Instant::now() + options.wait;
+    let mut told = false;
+    loop {
+        let Err(error) = acquire_now(blob, options, held).await else {
+            return Ok(());
+        };
+        if !error.is_leased_elsewhere() {
+            return Err(error.into());
+        }
+        if Instant::now() + WAIT_PAUSE > give_up {
+            return Err(OpenError::Leased {
+                object: blob.address().to_string(),
+                remedy: "detach it where it is attached, or take it over with --break-lease".into(),
+            });
+        }
+        if !told {
+            let wait = options.wait;
+            tracing::info!(
+                "{}: leased elsewhere, waiting up to {wait:?}",
+                blob.address()
+            );
+            told = true;
+        }
+        tokio::time::sleep(WAIT_PAUSE).await;
+    }
+}
+
+async fn acquire_now<S: PageStore>(
+    blob: &S,
+    options: &OpenOptions,
+    held: &Held,
+) -> Result<(), StorageError> {
     // Repeating an acquire with one id is safe: it finds its own lease.
-    let acquired = patiently(async || {
+    patiently!(async {
         let deadline = options.attempt_deadline;
         let acquired = blob
             .acquire_lease(&options.lease, LEASE_SECONDS, deadline)
             .await;
         match &acquired {
-            Ok(()) => held.set(Held::Yes),
-            Err(error) if error.effect() != Effect::NotApplied => held.set(Held::Perhaps),
+            Ok(()) => held.0.store(HELD, Ordering::Relaxed),
+            Err(error) if error.effect() != Effect::NotApplied => {
+                held.0.store(PERHAPS_HELD, Ordering::Relaxed);
+            }
             Err(_) => {}
         }
         acquired
     })
-    .await;
-    acquired.map_err(|error| {
-        if error.is_leased_elsewhere() {
-            return OpenError::Leased {
-                object: blob.address().to_string(),
-                remedy: "detach it where it is attached, or take it over with --break-lease".into(),
-            };
-        }
-        error.into()
-    })
 }
 
 async fn properties<S: PageStore>(blob: &S, deadline: Duration) -> Result<Properties, OpenError> {
-    let properties = patiently(async || blob.properties(deadline).await).await?;
+    let properties = patiently!(blob.properties(deadline))?;
     if properties.blob_type != BlobType::Page {
         return Err(unusable(
             blob,
@@ -203,6 +228,11 @@ async fn break_lease<S: PageStore>(
 }
 
 /// Raises the sequence number under the new lease, and reads the last page.
+///
+/// The raise is an increment, not a `max`: every opening must end up with a
+/// number that no earlier holder had, and `seen` may be older than the last
+/// holder's own raise. One that is lost and comes late raises the number once
+/// more, which the first write refused by it finds out.
 async fn learn<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
@@ -210,13 +240,12 @@ async fn learn<S: PageStore>(
 ) -> Result<Learned, OpenError> {
     let deadline = options.attempt_deadline;
     let conditions = Conditions::lease(&options.lease);
-    let number = seen.sequence_number + 1;
-    let raise = patiently(async || {
-        blob.set_sequence_number(SequenceNumber::Max(number), &conditions, deadline)
-            .await
-    });
+    let raise = async {
+        let action = SequenceNumber::Increment;
+        patiently!(blob.set_sequence_number(action, &conditions, deadline))
+    };
     let (raised, footer) = tokio::join!(raise, last_page(blob, seen.size, deadline));
-    let number = raised?.sequence_number.max(number);
+    let number = raised?.sequence_number;
     let (blob_size, layout) = footer?;
     Ok(Learned {
         blob_size,
@@ -237,11 +266,8 @@ async fn last_page<S: PageStore>(
             start: size - PAGE,
             end: size,
         };
-        let read = patiently(async || {
-            blob.get_range(range, Checksum::Off, &Conditions::default(), deadline)
-                .await
-        })
-        .await?;
+        let none = Conditions::default();
+        let read = patiently!(blob.get_range(range, Checksum::Off, &none, deadline))?;
         if read.blob_size != size {
             size = read.blob_size;
             continue;
@@ -290,6 +316,8 @@ fn volume<S: PageStore>(
         lease: (!options.read_only).then(|| options.lease.clone()),
         standing,
         attempt_deadline: options.attempt_deadline,
+        io_deadline: options.io_deadline,
+        integrity: options.integrity,
         requests: AtomicU64::new(0),
         trouble: Trouble::default(),
     };
@@ -305,30 +333,5 @@ pub(super) fn unusable<S: PageStore>(blob: &S, reason: String) -> OpenError {
     OpenError::Unusable {
         object: blob.address().to_string(),
         reason,
-    }
-}
-
-/// Repeats an attempt that is safe to repeat while the store is in trouble,
-/// within bounds that a person will wait for.
-pub(super) async fn patiently<T>(
-    mut attempt: impl AsyncFnMut() -> Attempt<T>,
-) -> Result<T, StorageError> {
-    let began = Instant::now();
-    let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
-    loop {
-        let error = match attempt().await {
-            Ok(value) => return Ok(value),
-            Err(error) => error,
-        };
-        let patience = match (&error.failure, error.advice()) {
-            (_, Advice::GiveUp | Advice::Reauthenticate) => return Err(error),
-            (Failure::Dns | Failure::Connect | Failure::Tls, _) => UNREACHABLE_PATIENCE,
-            _ => PATIENCE,
-        };
-        let pause = backoff.pause(error.retry_after);
-        if began.elapsed() + pause > patience {
-            return Err(error);
-        }
-        tokio::time::sleep(pause).await;
     }
 }
