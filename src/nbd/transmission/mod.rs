@@ -186,9 +186,10 @@ pub enum SessionError {
 /// of `stop` is dropped its last word stands. Dropping the returned future
 /// drops the connection; requests it started still finish in the device.
 ///
-/// A peer that hung up both ways takes its unread writes with it: a client
-/// that replays them on another connection must not see the old copy applied
-/// after a newer write.
+/// A peer that hung up takes its unread writes with it: a client that replays
+/// them on another connection must not see the old copy applied after a newer
+/// write. So a client has to leave its connection open until it has its
+/// replies, as all of them do.
 ///
 /// # Errors
 /// [`SessionError`]; none of them says anything about a request.
