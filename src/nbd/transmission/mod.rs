@@ -2,8 +2,8 @@
 //! [`BlockDevice`].
 //!
 //! [`transmit`] is one task that owns the socket. It reads requests
-//! ([`inbox`]), checks and starts them ([`execute`]), and writes replies in
-//! the order they become ready ([`outbox`]); [`connection`] is the loop that
+//! (`inbox`), checks and starts them (`execute`), and writes replies in
+//! the order they become ready (`outbox`); `connection` is the loop that
 //! ties them together. A request is polled once where it is read, so requests
 //! enter the device in the order they arrived; one that has to wait moves to a
 //! task of its own, where nothing that happens to the connection can stop it
