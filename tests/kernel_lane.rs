@@ -1,12 +1,13 @@
 //! The product on real kernels: the guest scripts of `tests/kernel/guest` with
 //! the binaries just built, on each kernel of the lane.
 
-mod support;
+#[path = "support/azurite.rs"]
+mod azurite;
 
 use std::path::Path;
 use std::process::Command;
 
-use support::azurite::Azurite;
+use azurite::Azurite;
 
 const REPO: &str = env!("CARGO_MANIFEST_DIR");
 

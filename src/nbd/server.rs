@@ -69,7 +69,7 @@ pub enum BindError {
 }
 
 impl BindError {
-    fn io(address: impl ToString) -> impl FnOnce(io::Error) -> Self {
+    fn io(address: &impl ToString) -> impl FnOnce(io::Error) -> Self {
         let address = address.to_string();
         move |source| Self::Io { address, source }
     }
@@ -166,7 +166,7 @@ impl Server {
     pub async fn bind_tcp(address: SocketAddr) -> Result<Self, BindError> {
         let listener = TcpListener::bind(address)
             .await
-            .map_err(BindError::io(address))?;
+            .map_err(BindError::io(&address))?;
         Ok(Self {
             listener: Listener::Tcp(listener),
             limits: ServerLimits::default(),
@@ -296,7 +296,7 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     let meta = match std::fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(BindError::io(address())(error)),
+        Err(error) => return Err(BindError::io(&address())(error)),
     };
     if !meta.file_type().is_socket() {
         return Err(BindError::NotASocket(path.to_owned()));
@@ -304,16 +304,16 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => Err(BindError::InUse(path.to_owned())),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(BindError::io(address()))
+            std::fs::remove_file(path).map_err(BindError::io(&address()))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(BindError::io(address())(error)),
+        Err(error) => Err(BindError::io(&address())(error)),
     }
 }
 
 async fn stopped(mut stop: watch::Receiver<Stop>) {
     if stop.wait_for(|word| *word > Stop::Run).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -288,7 +288,7 @@ where
         if !self.inbox.between_requests() {
             return Err(SessionError::Truncated);
         }
-        if self.taken == 0 || hung_up(&self.stream) {
+        if hung_up(&self.stream) {
             return Ok(Some(End::Vanished));
         }
         self.phase = Phase::Leaving;
