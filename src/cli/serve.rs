@@ -22,7 +22,7 @@ use crate::device::BlockDevice;
 use crate::nbd::server::Server;
 use crate::nbd::transmission::Stop;
 use crate::node::NodeError;
-use crate::node::account::{ATTEMPT_DEADLINE, open_blob};
+use crate::node::account::open_blob;
 use crate::volume::{OpenOptions, Volume};
 
 /// Clients that ask for no export by name get it, which is most of them.
@@ -75,8 +75,7 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
         read_only: options.read_only,
         caching,
         break_lease: options.break_lease,
-        lease: LeaseId::random(),
-        attempt_deadline: ATTEMPT_DEADLINE,
+        ..OpenOptions::new(LeaseId::random())
     };
     let volume = tokio::select! {
         // Dropped half way, it releases a lease that it took.

@@ -114,8 +114,7 @@ impl Task {
             read_only: request.read_only,
             caching: request.caching,
             break_lease: request.break_lease,
-            lease,
-            attempt_deadline: account::ATTEMPT_DEADLINE,
+            ..OpenOptions::new(lease)
         };
         let volume = account::on_one_thread(move || Volume::open(blob, options)).await??;
         done.parts.volume = Some(volume.clone());
