@@ -20,6 +20,7 @@ mod pool;
 pub mod reference;
 mod request;
 pub mod retry;
+pub mod sas;
 mod signing;
 pub mod source;
 mod tls;
