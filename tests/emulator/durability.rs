@@ -280,3 +280,37 @@ fn a_copy_goes_on_after_kill_9() {
     assert_eq!(client.read("b", 0, 1 << 20), vec![8; 1 << 20]);
     process.kill();
 }
+
+#[test]
+fn what_is_not_its_own_is_left_alone() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let foreign = ["lost+found/a", "containers/other/b", "notes.json"];
+    for name in foreign {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("below dir")).expect("directory");
+        std::fs::write(path, "mine").expect("file");
+    }
+    let process = Process::in_dir(dir.path());
+    let client = process.client.clone();
+    for container in ["dysks", "again"] {
+        client
+            .put(&format!("{container}?restype=container"))
+            .send()
+            .expect_status(201);
+    }
+    client.create("a", 512);
+    // What a deletion that was cut short leaves behind.
+    std::fs::remove_file(dir.path().join("containers/dysks/container.json")).expect("removed");
+    process.kill();
+    let process = Process::in_dir(dir.path());
+    let client = process.client.clone();
+    assert_eq!(client.head("dysks/a").code(), "404 ContainerNotFound");
+    let create = client.put("dysks?restype=container");
+    create.send().expect_status(201);
+    assert_eq!(client.head("dysks/a").code(), "404 BlobNotFound");
+    assert_eq!(client.get("again?restype=container").code(), "200");
+    process.kill();
+    for name in foreign {
+        assert!(dir.path().join(name).exists(), "{name}");
+    }
+}

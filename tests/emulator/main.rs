@@ -11,3 +11,4 @@ mod faults;
 mod leases;
 mod pages;
 mod snapshots;
+mod tls;
