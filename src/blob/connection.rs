@@ -283,16 +283,22 @@ impl Connection {
         .await
     }
 
-    /// Looks at the connection without waiting: true when it is open, has
-    /// nothing under way and can take a request.
-    pub async fn is_reusable(&mut self) -> bool {
-        self.fate.looking.store(true, Ordering::Relaxed);
+    /// True when the exchange is over and the connection can take another
+    /// request, as far as we have heard; never waits.
+    pub async fn is_settled(&mut self) -> bool {
         poll_fn(|cx| {
             drive(&mut self.driver, &mut self.driver_done, cx);
-            self.fate.looking.store(false, Ordering::Relaxed);
             Poll::Ready(!self.driver_done && !self.fate.broken() && self.sender.is_ready())
         })
         .await
+    }
+
+    /// As [`Connection::is_settled`], and the kernel has not heard of a close either.
+    pub async fn is_open(&mut self) -> bool {
+        self.fate.looking.store(true, Ordering::Relaxed);
+        let open = self.is_settled().await;
+        self.fate.looking.store(false, Ordering::Relaxed);
+        open
     }
 }
 

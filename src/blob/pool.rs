@@ -75,7 +75,7 @@ impl Slot<'_> {
         loop {
             let mut connection = self.pool.idle.lock().connections.pop_back()?;
             // Those that fail the look are closed here, not put back.
-            if !self.pool.idle.expired(&connection) && connection.is_reusable().await {
+            if !self.pool.idle.expired(&connection) && connection.is_open().await {
                 return Some(connection);
             }
         }
@@ -83,7 +83,7 @@ impl Slot<'_> {
 
     /// Puts a connection back for the next request, if it can take one.
     pub async fn keep(self, mut connection: Connection) {
-        if !connection.is_reusable().await {
+        if !connection.is_settled().await {
             return;
         }
         connection.idle_since = Instant::now();
