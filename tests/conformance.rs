@@ -1,6 +1,6 @@
 //! One list of checks on a page-blob service, run against every store at
-//! hand: Azurite over HTTP and HTTPS, and a real account when
-//! `DYSK_TEST_ACCOUNT` and `DYSK_TEST_KEY` are set.
+//! hand: our emulator and Azurite, both over HTTP and HTTPS, and a real account
+//! when `DYSK_TEST_ACCOUNT` and `DYSK_TEST_KEY` are set.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,6 +13,7 @@ use dysk::blob::{
     DeleteSnapshots, ETag, Effect, LeaseId, LeaseState, PageBlob, Range, SequenceNumber, SharedKey,
     StorageError,
 };
+use dysk::emulator::{Config, Emulator, TlsFiles};
 
 #[path = "support/azurite.rs"]
 mod azurite;
@@ -1055,6 +1056,30 @@ fn conform(store: &Store, skips: &[&str]) {
         failed
     });
     assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+#[test]
+fn the_emulator_conforms() {
+    let config = Config::default();
+    let (account, key) = (config.account.clone(), config.key.clone());
+    let server = Emulator::start(config).expect("an emulator");
+    conform(&Store::new(&account, &key, &server.url(), None), &[]);
+}
+
+#[test]
+fn the_emulator_conforms_over_https() {
+    let certificates = azurite::Certificates::make();
+    let config = Config {
+        tls: Some(TlsFiles {
+            cert: certificates.certificate(),
+            key: certificates.key(),
+        }),
+        ..Config::default()
+    };
+    let (account, key) = (config.account.clone(), config.key.clone());
+    let server = Emulator::start(config).expect("an emulator");
+    let ca_file = Some(certificates.authority());
+    conform(&Store::new(&account, &key, &server.url(), ca_file), &[]);
 }
 
 #[test]

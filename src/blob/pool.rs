@@ -15,7 +15,6 @@ use super::connection::Connection;
 /// The connections of one [`super::Account`] handle and its clones.
 pub(super) struct Pool {
     slots: Semaphore,
-    max: usize,
     idle: Arc<Idle>,
 }
 
@@ -44,17 +43,11 @@ impl Pool {
         let max = max.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             slots: Semaphore::new(max),
-            max,
             idle: Arc::new(Idle {
                 timeout,
                 list: Mutex::default(),
             }),
         }
-    }
-
-    /// The bound on open connections.
-    pub fn max(&self) -> usize {
-        self.max
     }
 
     /// How long a connection may stay idle.
@@ -154,5 +147,20 @@ async fn reap(idle: Weak<Idle>, interval: Duration) {
         if finished {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_before_the_server_hangs_up() {
+        for (server, limit) in [(5, 4), (120, 119), (2, 1), (0, 0)] {
+            let server = Duration::from_secs(server);
+            assert_eq!(server - margin(server), Duration::from_secs(limit));
+        }
+        let second = Duration::from_secs(1);
+        assert_eq!(second - margin(second), second / 2);
     }
 }

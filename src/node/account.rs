@@ -7,7 +7,7 @@ use super::error::NodeError;
 use crate::blob::{Account, AccountConfig, PageBlob};
 
 /// Bound on one attempt at a request of control size (lease, properties).
-pub const ATTEMPT_DEADLINE: Duration = Duration::from_secs(10);
+pub const ATTEMPT_DEADLINE: Duration = crate::volume::DEFAULT_ATTEMPT_DEADLINE;
 /// Bound on making a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections per volume: the kernel's queue of two connections, 128 each,

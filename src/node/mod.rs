@@ -14,7 +14,7 @@ mod detach;
 pub mod error;
 mod link;
 pub mod name;
-
+pub mod nbd;
 pub mod provision;
 mod record;
 pub mod registry;

@@ -34,11 +34,11 @@ pub enum TransportError {
     #[error("{0}")]
     Unable(String),
     /// The device is in use.
-    #[error("{device} is in use: {}: unmount or close it first, or use --force", places.join(", "))]
+    #[error("{device} is in use: {}; or use --force", places.join(", "))]
     InUse {
         /// The device.
         device: String,
-        /// Where, such as `mounted at /srv/data`.
+        /// Where, and what to do: ``mounted at /srv: run `umount /srv` ``.
         places: Vec<String>,
     },
     /// The kernel refused or the device did not come or go.
@@ -86,9 +86,6 @@ pub trait Device: Send + Sync + 'static {
     /// taking, unless `force`; then whoever still uses it gets errors. A
     /// device that is gone already is fine.
     fn detach(&self, force: bool) -> BoxFuture<'_, Result<(), TransportError>>;
-
-    /// Where the device is used now; empty when it is not.
-    fn places(&self) -> BoxFuture<'_, Result<Vec<String>, TransportError>>;
 
     /// Ends when the kernel has let go of the device, whoever caused it.
     fn gone(&self) -> BoxFuture<'_, ()>;
