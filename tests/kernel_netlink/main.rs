@@ -5,6 +5,13 @@
 //! on the host alone: the host's part fails unless each of them is reported
 //! as passed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a test reports by panicking, and its sizes are small constants"
+)]
+
 mod attached;
 mod guest;
 mod server;
