@@ -93,12 +93,14 @@ impl NbdTransport {
                 return Err(error.into());
             }
         };
+        tracing::debug!(name = export.name, index, "connected");
         sessions.connected(index);
         let sysfs = self.sysfs.clone();
         let path = sysfs.node(index);
         let device = NbdDevice::new(kernel, sysfs.clone(), index, export.id, path, Some(sessions));
         let ready = blocking(move || {
             sysfs.set_queue(index, QueueLimits::default())?;
+            tracing::debug!(index, "queue limits set");
             sysfs.wait_ready(index, geometry.size, READY_PATIENCE)
         })
         .await;
