@@ -2,9 +2,6 @@
 //! footer. One method is one attempt; retries, leases kept alive and write
 //! fencing live above, in `volume`.
 
-// A storage error is large because it says all it knows; it is rare, and boxing
-// it would only complicate every signature above.
-#![allow(clippy::result_large_err)]
 
 pub mod account;
 mod answer;
