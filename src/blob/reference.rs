@@ -204,7 +204,9 @@ fn check_container(name: &str) -> Result<(), String> {
 fn check_blob(name: &str) -> Result<(), String> {
     let length = name.chars().count();
     if !(1..=1024).contains(&length) {
-        return Err(format!("a blob name has 1 to 1024 characters, not {length}"));
+        return Err(format!(
+            "a blob name has 1 to 1024 characters, not {length}"
+        ));
     }
     if name.chars().any(char::is_control) {
         return Err("the blob name holds a control character".into());
@@ -223,7 +225,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parts(text: &str) -> (Option<String>, Option<String>, Option<String>, Option<String>) {
+    fn parts(
+        text: &str,
+    ) -> (
+        Option<String>,
+        Option<String>,
+        Option<String>,
+        Option<String>,
+    ) {
         let parsed = VolumeRef::parse(text).expect(text);
         (
             parsed.account,
@@ -261,7 +270,12 @@ mod tests {
                 some("https://acct.blob.core.windows.net")
             )
         );
-        for host in ["127.0.0.1:10000", "localhost:10000", "[::1]:10000", "azurite"] {
+        for host in [
+            "127.0.0.1:10000",
+            "localhost:10000",
+            "[::1]:10000",
+            "azurite",
+        ] {
             assert_eq!(
                 parts(&format!("http://{host}/devstoreaccount1/dysks/v")),
                 (

@@ -147,8 +147,7 @@ fn read(path: &Path) -> Result<Option<Zeroizing<String>>, SourceError> {
 
 /// As [`read`], for a file that must be there.
 fn demand(path: &Path, remedy: &str) -> Result<Zeroizing<String>, SourceError> {
-    read(path)?
-        .ok_or_else(|| SourceError(format!("{}: it does not exist: {remedy}", shown(path))))
+    read(path)?.ok_or_else(|| SourceError(format!("{}: it does not exist: {remedy}", shown(path))))
 }
 
 fn key(text: &str, origin: &str) -> Result<Credential, SourceError> {
@@ -388,7 +387,10 @@ mod tests {
         )
         .expect("the portal's");
         assert_eq!(parsed.account.as_deref(), Some("acct"));
-        assert_eq!(parsed.key.as_ref().map(|key| key.as_str()), Some("a2V5Cg=="));
+        assert_eq!(
+            parsed.key.as_ref().map(|key| key.as_str()),
+            Some("a2V5Cg==")
+        );
         assert_eq!(
             parsed.endpoint.as_deref(),
             Some("https://acct.blob.core.chinacloudapi.cn")
@@ -423,11 +425,17 @@ mod tests {
             ("s3cret", "no ="),
             ("AccountName=;AccountKey=s3cret", "no value"),
             ("AccountName=acct;AccountKey=s3cret!", "not base64"),
-            ("AccountName=acct;DefaultEndpointsProtocol=s3cret", "neither https"),
+            (
+                "AccountName=acct;DefaultEndpointsProtocol=s3cret",
+                "neither https",
+            ),
             ("UseDevelopmentStorage=s3cret", "must be true"),
         ] {
             let error = ConnectionString::parse(text).expect_err(text).to_string();
-            assert!(error.contains(words) && !error.contains("s3cret"), "{error}");
+            assert!(
+                error.contains(words) && !error.contains("s3cret"),
+                "{error}"
+            );
         }
     }
 

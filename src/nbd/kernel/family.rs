@@ -474,7 +474,7 @@ mod tests {
         let bytes = connect_request(0x1c, &connect(), &[&socket]).finish();
         #[rustfmt::skip]
         let expected = [
-            136, 0, 0, 0, 0x1c, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0,
+            124, 0, 0, 0, 0x1c, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0,
             1, 1, 0, 0, // NBD_CMD_CONNECT, version 1
             8, 0, 1, 0, 5, 0, 0, 0, // index
             12, 0, 2, 0, 0, 0, 0, 0x40, 0, 0, 0, 0, // size

@@ -221,8 +221,8 @@ mod tests {
             .string(10, "abc")
             .finish();
         let expected = [
-            // nlmsghdr: 60 bytes, family 0x1c, REQUEST|ACK, sequence 7, port 0
-            60, 0, 0, 0, 0x1c, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0, // genlmsghdr
+            // nlmsghdr: 56 bytes, family 0x1c, REQUEST|ACK, sequence 7, port 0
+            56, 0, 0, 0, 0x1c, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0, // genlmsghdr
             1, 1, 0, 0, // attribute 2, 12 bytes
             12, 0, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, // nested 7 of 16 bytes
             16, 0, 7, 0x80, // nested 1 of 12 bytes
