@@ -1,2 +1,98 @@
-//! dyskd
-fn main() {}
+//! dyskd: the node daemon. Parses, sets the process up, runs it until a
+//! signal.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use clap::{ArgAction, Parser};
+use dysk::node::daemon::{Config, Daemon};
+use dysk::node::nbd::NbdTransport;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Serves Azure page blobs to this node's kernel as disks; dyskctl drives it.
+#[derive(Debug, Parser)]
+#[command(name = "dyskd", version, max_term_width = 100)]
+struct Options {
+    /// Where the control socket and the records of attachments are kept
+    #[arg(long, value_name = "DIR", default_value_os_t = Config::default().run_dir)]
+    run_dir: PathBuf,
+    /// Log more (RUST_LOG says exactly what)
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    start_logging(options.verbose);
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dyskd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("attaching disks takes root: run dyskd with sudo or as a system service");
+    }
+    // A core dump would hold account keys.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .context("cannot forbid core dumps")?;
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(serve(options));
+    // Requests of disks that stay attached may wait for the store for ever.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(options: Options) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let config = Config {
+        run_dir: std::path::absolute(options.run_dir).context("--run-dir")?,
+        ..Config::default()
+    };
+    let daemon = Daemon::start(config, Arc::new(NbdTransport::new())).await?;
+    daemon
+        .run(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        })
+        .await;
+    Ok(())
+}
+
+/// Each disk takes a handful of descriptors, and a socket for every request
+/// to the store under way.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, most) {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+fn start_logging(verbose: u8) {
+    let level = if verbose == 0 { "info" } else { "debug" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+}

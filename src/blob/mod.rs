@@ -2,6 +2,7 @@
 //! footer. One method is one attempt; retries, leases kept alive and write
 //! fencing live above, in `volume`.
 
+
 pub mod account;
 mod answer;
 mod attempt;
@@ -20,6 +21,7 @@ mod pool;
 pub mod reference;
 mod request;
 pub mod retry;
+pub mod sas;
 mod signing;
 pub mod source;
 mod tls;

@@ -66,7 +66,8 @@ impl Export {
     /// Minimum, preferred and maximum block size in bytes. The minimum is a
     /// page: smaller requests are served, but cost a read.
     fn block_sizes(&self) -> [u32; 3] {
-        const MINIMUM: u32 = PAGE as u32;
+        const MINIMUM: u32 = 512;
+        const { assert!(MINIMUM as u64 == PAGE) };
         let Geometry {
             preferred_block,
             max_payload,

@@ -1,1 +1,27 @@
-//! placeholder
+//! The node daemon: which volumes are attached, how they come and go, what is
+//! left for the next daemon, and the control API with both of its ends.
+//!
+//! Nothing here touches a byte of a disk: data flows from the transport's
+//! sockets straight into [`crate::volume`]. How a disk reaches the kernel
+//! stands behind [`transport::Transport`].
+
+pub mod account;
+pub mod api;
+mod attach;
+pub mod client;
+pub mod daemon;
+mod detach;
+pub mod error;
+mod link;
+pub mod name;
+pub mod nbd;
+pub mod provision;
+mod record;
+pub mod registry;
+mod run_dir;
+mod server;
+mod startup;
+pub mod transport;
+
+pub use error::NodeError;
+pub use name::AttachmentName;

@@ -20,7 +20,7 @@ use crate::nbd::wire::request::{Command, RequestHeader, flag};
 /// from the budget for it.
 const MAX_EXTENTS: usize = (STATUS_BYTES as usize - CHUNK_HEADER_LEN - 4) / 8;
 
-/// Chunks a structured read may be answered with; a read in more pieces is
+/// Chunks a structured read is answered with at most; one in more pieces is
 /// sent as one chunk of data, its zeroes written out.
 const MAX_CHUNKS: usize = 64;
 
@@ -303,18 +303,20 @@ fn put_simple(out: &mut Outbox, cookie: u64, error: u32) {
 /// pieces of data make one chunk.
 fn put_chunks(out: &mut Outbox, header: &RequestHeader, data: &ReadData) {
     let (cookie, offset) = (header.cookie, header.offset);
-    let segments = data.segments();
-    let whole = match segments {
-        [Segment::Zeroes(_)] => false,
-        _ => header.flags & flag::DF != 0 || segments.len() > MAX_CHUNKS,
+    let runs = || data.segments().chunk_by(|a, b| is_hole(a) == is_hole(b));
+    let most = if header.flags & flag::DF != 0 {
+        1
+    } else {
+        MAX_CHUNKS
     };
+    let whole = runs().take(most + 1).count() > most;
     if whole {
         out.push_inline(&reply::offset_data_header(cookie, true, offset, data.len()));
         out.push_read(data);
         return;
     }
     let mut at = 0;
-    for run in segments.chunk_by(|a, b| is_hole(a) == is_hole(b)) {
+    for run in runs() {
         let len = run.iter().map(segment_len).sum();
         let here = offset + at as u64;
         let done = at + len == data.len();

@@ -1,0 +1,84 @@
+//! `dyskctl create` and `dyskctl delete`: blobs, without the daemon.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::account::AccountOptions;
+use super::error::CliError;
+use super::target::Target;
+use super::{FormatArg, Global, Output, output};
+use crate::node::account::{ATTEMPT_DEADLINE, open_blob};
+use crate::node::api::{Format, NewDisk};
+use crate::node::{NodeError, provision};
+use crate::size::ByteSize;
+use crate::volume;
+
+#[derive(Debug, Args)]
+pub struct CreateOptions {
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks) or a blob URL
+    volume: String,
+    /// The disk's size, such as 32GiB: a multiple of 512 bytes, up to 8TiB
+    #[arg(long)]
+    size: ByteSize,
+    /// The disk's format
+    #[arg(long, value_enum, default_value = "vhd")]
+    format: FormatArg,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct DeleteOptions {
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks) or a blob URL
+    volume: String,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+/// What `-o json` says of a volume that was created or deleted.
+#[derive(Serialize)]
+struct Volume<'a> {
+    account: &'a str,
+    container: &'a str,
+    blob: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<Format>,
+}
+
+fn print(global: &Global, target: &Target, disk: Option<NewDisk>) -> Result<(), CliError> {
+    if global.output == Output::Table {
+        return Ok(());
+    }
+    output::json(&Volume {
+        account: &target.account.name,
+        container: &target.container,
+        blob: &target.blob,
+        size: disk.map(|disk| disk.size),
+        format: disk.map(|disk| disk.format),
+    })
+}
+
+pub async fn create(global: &Global, options: CreateOptions) -> Result<(), CliError> {
+    let disk = NewDisk {
+        size: options.size.0,
+        format: options.format.into(),
+    };
+    provision::check_size(disk)?;
+    let target = Target::find(&options.volume, None, &options.account)?;
+    let (account, blob) = open_blob(&target.account, &target.container, &target.blob).await?;
+    provision::create(&account, &blob, disk).await?;
+    tracing::info!(volume = %blob.address(), size = %options.size, "created");
+    print(global, &target, Some(disk))
+}
+
+pub async fn delete(global: &Global, options: DeleteOptions) -> Result<(), CliError> {
+    let target = Target::find(&options.volume, None, &options.account)?;
+    let (_, blob) = open_blob(&target.account, &target.container, &target.blob).await?;
+    volume::delete(&blob, ATTEMPT_DEADLINE)
+        .await
+        .map_err(NodeError::from)?;
+    tracing::info!(volume = %blob.address(), "deleted");
+    print(global, &target, None)
+}

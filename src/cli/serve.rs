@@ -1,0 +1,159 @@
+//! `dyskctl serve`: a volume for any NBD client, without daemon or kernel.
+//!
+//! The first SIGINT or SIGTERM ends it cleanly: what was asked is answered,
+//! the lease given back, the socket removed; the exit code is 0. A second one
+//! gives up on a store that does not answer.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use super::account::AccountOptions;
+use super::error::CliError;
+use super::target::Target;
+use super::{CachingArg, Global, Output, output};
+use crate::blob::LeaseId;
+use crate::device::BlockDevice;
+use crate::nbd::server::Server;
+use crate::nbd::transmission::Stop;
+use crate::node::NodeError;
+use crate::node::account::open_blob;
+use crate::volume::{OpenOptions, Volume};
+
+/// Clients that ask for no export by name get it, which is most of them.
+const EXPORT: &str = "";
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("where").required(true).args(["unix", "listen"]))]
+pub struct Options {
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks) or a blob URL
+    volume: String,
+    /// Listen on this UNIX socket, for this user only
+    #[arg(long, value_name = "PATH")]
+    unix: Option<PathBuf>,
+    /// Listen on this TCP address, such as 127.0.0.1:10809; whoever reaches it has the disk
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Refuse writes, and take no lease
+    #[arg(long)]
+    read_only: bool,
+    /// What may be cached
+    #[arg(long, value_enum, default_value = "none")]
+    caching: CachingArg,
+    /// Take the volume from whoever holds its lease; their writes fail from then on
+    #[arg(long, conflicts_with = "read_only")]
+    break_lease: bool,
+    #[command(flatten)]
+    account: AccountOptions,
+}
+
+#[derive(Serialize)]
+struct Serving<'a> {
+    uri: &'a str,
+    size: u64,
+}
+
+pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
+    let caching = options.caching.mode()?;
+    let target = Target::find(&options.volume, None, &options.account)?;
+    let mut signals = Signals::new()?;
+    // First the address: a mistake there should cost no lease.
+    let server = match (&options.unix, options.listen) {
+        (Some(path), _) => Server::bind_unix(path),
+        (None, Some(address)) => Server::bind_tcp(address).await,
+        (None, None) => return Err(CliError::failed("give --unix or --listen")),
+    }
+    .map_err(CliError::failed)?;
+    let (_, blob) = open_blob(&target.account, &target.container, &target.blob).await?;
+    let address = blob.address().to_string();
+    let open = OpenOptions {
+        read_only: options.read_only,
+        caching,
+        break_lease: options.break_lease,
+        ..OpenOptions::new(LeaseId::random())
+    };
+    let volume = tokio::select! {
+        // Dropped half way, it releases a lease that it took.
+        opened = Volume::open(blob, open) => opened.map_err(NodeError::from)?,
+        () = signals.next() => return Err(CliError::interrupted("interrupted before it served")),
+    };
+    serve(global, server, volume, &address, signals).await
+}
+
+async fn serve(
+    global: &Global,
+    server: Server,
+    volume: Arc<Volume>,
+    address: &str,
+    mut signals: Signals,
+) -> Result<(), CliError> {
+    let uri = server.uri(EXPORT);
+    let size = volume.geometry().size;
+    match global.output {
+        Output::Json => output::json(&Serving { uri: &uri, size })?,
+        Output::Table => output::line(&uri)?,
+    }
+    tracing::info!(volume = address, %uri, size, "serving");
+    let (stop, stopped) = watch::channel(Stop::Run);
+    let mut running = tokio::spawn({
+        let volume = volume.clone();
+        async move { server.run(volume, EXPORT, stopped).await }
+    });
+    let ended = tokio::select! {
+        ended = &mut running => Some(ended),
+        () = signals.next() => None,
+    };
+    tracing::info!(volume = address, "stopping");
+    stop.send_replace(Stop::Close);
+    let close = async {
+        let ended = match ended {
+            Some(ended) => ended,
+            None => running.await,
+        };
+        (ended, volume.close().await)
+    };
+    let mut close = std::pin::pin!(close);
+    let (ended, closed) = tokio::select! {
+        both = &mut close => both,
+        () = signals.next() => {
+            tracing::warn!(volume = address, "giving up on what is under way");
+            volume.abandon();
+            close.await
+        }
+    };
+    ended.map_err(|error| CliError::failed(format!("serving {address} died: {error}")))?;
+    closed.map_err(|error| {
+        CliError::failed(format!(
+            "lease not released: {error}: it ends by itself within a minute"
+        ))
+    })
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, CliError> {
+        let wait = |kind| {
+            signal(kind).map_err(|error| CliError::failed(format!("cannot wait for signals: {error}")))
+        };
+        Ok(Self {
+            interrupt: wait(SignalKind::interrupt())?,
+            terminate: wait(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

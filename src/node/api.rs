@@ -1,0 +1,431 @@
+//! The control API's types, shared by server and client. Version 1:
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /v1/attachments` with an [`AttachRequest`] | 201 and the [`Attachment`]; 200 when `reuse` found it |
+//! | the same with `?progress=true` | 200 and JSON lines: [`AttachEvent`]s, the last of them `attached` or `failed` |
+//! | `GET /v1/attachments` | 200 and an [`AttachmentList`] |
+//! | `GET /v1/attachments/NAME` | 200 and the [`Attachment`] |
+//! | `DELETE /v1/attachments/NAME[?force=true]` | 200 and a [`Detached`] |
+//! | `GET /v1/version` | 200 and a [`Version`] |
+//! | `GET /v1/health` | 200 and a [`Health`] |
+//!
+//! Anything else is answered by an [`ErrorAnswer`]. Closing the connection of
+//! an attach before its answer came rolls the attach back; a detach, once
+//! begun, runs to its end. Requests with unknown fields are refused; clients
+//! must ignore unknown fields in answers.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::name::AttachmentName;
+use crate::blob::source::CredentialSource;
+use crate::blob::vhd::Layout;
+use crate::volume::Caching;
+
+/// Where `dyskd` keeps its socket and records.
+pub const RUN_DIR: &str = "/run/dysk";
+/// The control socket's name within the run directory.
+pub const SOCKET: &str = "dyskd.sock";
+/// Connections to the kernel per disk when none are asked for. With two, a
+/// request that hangs on one is sent again on the other.
+pub const CONNECTIONS: u16 = 2;
+/// Most connections to the kernel per disk.
+pub const MAX_CONNECTIONS: u16 = 16;
+
+/// A storage account as a request names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccountSpec {
+    /// Account name.
+    pub name: String,
+    /// Base URL of its blob service.
+    pub endpoint: String,
+    /// Where its credentials come from. Paths are absolute, the daemon's.
+    pub credential: Secret,
+    /// PEM file with certificate authorities to trust beside the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A [`CredentialSource`] that compares by what it would print, so that
+/// requests can be compared without looking at secrets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub CredentialSource);
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        format!("{:?}", self.0) == format!("{:?}", other.0)
+    }
+}
+
+impl Eq for Secret {}
+
+/// How a new blob is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// A fixed VHD: the disk and a footer behind it.
+    #[default]
+    Vhd,
+    /// The blob is the disk.
+    Raw,
+}
+
+impl From<Format> for Layout {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Vhd => Self::Vhd,
+            Format::Raw => Self::Raw,
+        }
+    }
+}
+
+/// The blob that an attach makes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewDisk {
+    /// Usable bytes: a multiple of 512.
+    pub size: u64,
+    /// Layout.
+    #[serde(default)]
+    pub format: Format,
+}
+
+/// Attach a page blob as a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AttachRequest {
+    /// The attachment's name; the link is `/dev/dysk/NAME`.
+    pub name: AttachmentName,
+    /// The account.
+    pub account: AccountSpec,
+    /// The container.
+    pub container: String,
+    /// The blob.
+    pub blob: String,
+    /// Take no lease, refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Caching mode.
+    #[serde(default)]
+    pub caching: Caching,
+    /// Connections to the kernel, 1 to [`MAX_CONNECTIONS`]; [`CONNECTIONS`] when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u16>,
+    /// Break somebody else's lease first.
+    #[serde(default)]
+    pub break_lease: bool,
+    /// Create the blob first; it must not exist. Removed again when the attach fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub create: Option<NewDisk>,
+    /// Answer with the attachment that is there already when it has this
+    /// name, this volume and these options. Off by default: two callers that
+    /// both believe a disk theirs will both format it.
+    #[serde(default)]
+    pub reuse: bool,
+}
+
+impl AttachRequest {
+    /// `account/container/blob`.
+    #[must_use]
+    pub fn volume(&self) -> String {
+        format!("{}/{}/{}", self.account.name, self.container, self.blob)
+    }
+}
+
+/// Where an attachment is in its life; the table of transitions is in
+/// [`super::registry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// On its way in.
+    Attaching,
+    /// In use or ready to be.
+    Attached,
+    /// On its way out.
+    Detaching,
+    /// Something of it is left that could not be undone; detach it to try again.
+    Failed,
+    /// An earlier daemon's device that this one does not serve.
+    Stale,
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Attaching => "attaching",
+            Self::Attached => "attached",
+            Self::Detaching => "detaching",
+            Self::Failed => "failed",
+            Self::Stale => "stale",
+        })
+    }
+}
+
+/// An attachment as it is now. Carries no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Attachment {
+    /// Unique for all time; the kernel knows the device by it.
+    pub id: String,
+    /// Its name.
+    pub name: AttachmentName,
+    /// Where it is in its life.
+    pub state: State,
+    /// Why it is failed or stale; what an attach is doing.
+    pub reason: Option<String>,
+    /// Account name.
+    pub account: String,
+    /// The account's blob endpoint.
+    pub endpoint: String,
+    /// Container.
+    pub container: String,
+    /// Blob.
+    pub blob: String,
+    /// Usable bytes, once known.
+    pub size: Option<u64>,
+    /// How the disk lies in its blob, once known.
+    pub layout: Option<Layout>,
+    /// No lease, no writes.
+    pub read_only: bool,
+    /// Caching mode.
+    pub caching: Caching,
+    /// Connections to the kernel.
+    pub connections: u16,
+    /// The device, `/dev/nbdN`, once there is one.
+    pub device: Option<PathBuf>,
+    /// The stable link to it.
+    pub link: Option<PathBuf>,
+    /// When the attach began.
+    pub since: Timestamp,
+    /// The disk was taken by another holder: since when and why.
+    pub fenced: Option<String>,
+    /// Finished requests of the kernel.
+    pub completed: u64,
+    /// Requests sent to the store.
+    pub store_requests: u64,
+    /// Requests under way.
+    pub in_flight: u64,
+}
+
+/// The answer to a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentList {
+    /// All of them, by name.
+    pub attachments: Vec<Attachment>,
+}
+
+/// The answer to a detach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Detached {
+    /// The name that is free again.
+    pub name: AttachmentName,
+    /// What could not be tidied up and will settle by itself, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// The answer to a version request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Version {
+    /// The daemon's version.
+    pub version: String,
+    /// The newest version of this API that it speaks.
+    pub api: u32,
+}
+
+/// The answer to a health request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// `ok`, or `stopping`.
+    pub status: String,
+    /// Attachments in any state.
+    pub attachments: usize,
+}
+
+/// What an attach is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Checking that the node can attach, and writing the record.
+    Recording,
+    /// Making the blob.
+    Creating,
+    /// Lease, size, layout, fence.
+    Opening,
+    /// Handing the disk to the kernel.
+    Connecting,
+    /// Taking back what was done.
+    Undoing,
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Recording => "writing the record",
+            Self::Creating => "creating the blob",
+            Self::Opening => "opening the volume",
+            Self::Connecting => "connecting the device",
+            Self::Undoing => "undoing a failed attach",
+        })
+    }
+}
+
+/// One line of an attach with progress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachEvent {
+    /// A stage began.
+    Stage(Stage),
+    /// Done: the last line.
+    Attached(Box<Attachment>),
+    /// Failed and undone: the last line.
+    Failed(ErrorBody),
+}
+
+/// What kind of error it is; a program's handle, stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// The request makes no sense.
+    InvalidRequest,
+    /// The peer may not ask.
+    Forbidden,
+    /// No such path.
+    NoSuchPath,
+    /// The path takes another method.
+    WrongMethod,
+    /// No attachment has this name.
+    NotAttached,
+    /// Another attachment has this name.
+    NameInUse,
+    /// The volume is attached on this node already.
+    AlreadyAttached,
+    /// The device is mounted, held or swapped to.
+    InUse,
+    /// Another operation on this attachment is under way.
+    Busy,
+    /// Too many operations at once; try again.
+    Overloaded,
+    /// The caller went away, or a forced detach overtook the attach.
+    Cancelled,
+    /// Another node holds the lease.
+    Leased,
+    /// Blob or container is not there.
+    NoSuchBlob,
+    /// The blob is there already.
+    BlobExists,
+    /// The blob cannot be a disk.
+    UnusableBlob,
+    /// Account, credentials or endpoint cannot work.
+    BadAccount,
+    /// The store refused.
+    StoreRefused,
+    /// The store could not be reached or is in trouble.
+    StoreUnreachable,
+    /// What was asked for does not exist in this version.
+    Unsupported,
+    /// This node cannot attach: no driver, no privilege.
+    NodeUnable,
+    /// The kernel refused the device.
+    DeviceFailed,
+    /// The daemon is stopping.
+    Stopping,
+    /// A bug or a broken node (disk full).
+    Internal,
+    /// A code that this client does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ErrorCode {
+    /// The HTTP status that goes with it.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::InvalidRequest | Self::BadAccount | Self::Unsupported => 400,
+            Self::Forbidden => 403,
+            Self::NoSuchPath | Self::NotAttached | Self::NoSuchBlob => 404,
+            Self::WrongMethod => 405,
+            Self::NameInUse
+            | Self::AlreadyAttached
+            | Self::InUse
+            | Self::Busy
+            | Self::Cancelled
+            | Self::Leased
+            | Self::BlobExists
+            | Self::UnusableBlob => 409,
+            Self::Overloaded | Self::Stopping => 503,
+            Self::StoreRefused | Self::StoreUnreachable => 502,
+            Self::NodeUnable | Self::DeviceFailed | Self::Internal | Self::Unknown => 500,
+        }
+    }
+}
+
+/// Every answer that is no success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorAnswer {
+    /// The error.
+    pub error: ErrorBody,
+}
+
+/// An error for a program and a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorBody {
+    /// For a program.
+    pub code: ErrorCode,
+    /// For a person: one line, names the object and what to do.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUEST: &str = r#"{
+        "name": "vol1",
+        "account": {
+            "name": "acct",
+            "endpoint": "https://acct.blob.core.windows.net",
+            "credential": { "key-file": "/etc/dysk/key" }
+        },
+        "container": "dysks",
+        "blob": "vol1.vhd"
+    }"#;
+
+    #[test]
+    fn takes_a_minimal_request_with_defaults() {
+        let request: AttachRequest = serde_json::from_str(REQUEST).expect("parses");
+        assert_eq!(request.volume(), "acct/dysks/vol1.vhd");
+        assert_eq!(request.caching, Caching::None);
+        assert!(!request.read_only && !request.break_lease && !request.reuse);
+    }
+
+    #[test]
+    fn refuses_unknown_fields_at_every_level() {
+        for (from, to) in [
+            ("\"blob\":", "\"readonly\": true, \"blob\":"),
+            ("\"endpoint\":", "\"key\": \"x\", \"endpoint\":"),
+            ("\"vol1\"", "\"../vol1\""),
+        ] {
+            let changed = REQUEST.replacen(from, to, 1);
+            assert!(serde_json::from_str::<AttachRequest>(&changed).is_err(), "{changed}");
+        }
+    }
+
+    #[test]
+    fn a_code_from_a_newer_daemon_is_still_an_error_answer() {
+        let text = r#"{"error":{"code":"moon-phase","message":"m"}}"#;
+        let answer: ErrorAnswer = serde_json::from_str(text).expect("parses");
+        assert_eq!(answer.error.code, ErrorCode::Unknown);
+    }
+}

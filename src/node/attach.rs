@@ -1,0 +1,196 @@
+//! One attach, top to bottom; a failure anywhere takes back, in reverse,
+//! what was done before it.
+//!
+//! 1. the node can attach at all; the record is written
+//! 2. the blob is made, when asked for
+//! 3. the volume is opened: lease, size, layout, fence
+//! 4. the transport makes the device and waits until it can be used
+//! 5. the record learns the device; the link is made
+//! 6. the registry takes it over
+//!
+//! No step is ever dropped half way: a lease whose request was cut off could
+//! still be granted. A cancelled attach finishes its step and then unwinds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{oneshot, watch};
+
+use super::api::{Attachment, CONNECTIONS, NewDisk, Stage};
+use super::detach::{self, Effort};
+use super::error::NodeError;
+use super::record::Record;
+use super::registry::{Entry, Parts, Phase, Registry, cancelled};
+use super::transport::Export;
+use super::{account, provision};
+use crate::blob::{LeaseId, PageBlob};
+use crate::volume::{OpenOptions, Volume};
+
+/// An attach that was admitted.
+pub(super) struct Task {
+    pub registry: Registry,
+    pub entry: Entry,
+    pub stage: watch::Sender<Stage>,
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// What was done so far.
+#[derive(Default)]
+struct Done {
+    parts: Parts,
+    created: Option<(PageBlob, NewDisk)>,
+}
+
+impl Task {
+    /// Runs to the end and tells `outcome`, whether anybody listens or not.
+    pub async fn run(self, outcome: oneshot::Sender<Result<Attachment, NodeError>>) {
+        let (registry, entry) = (self.registry.clone(), self.entry.clone());
+        let name = &entry.request.name;
+        // A task of its own, so that a panic ends in a phase and not in limbo.
+        let result = match tokio::spawn(self.work()).await {
+            Ok(result) => result,
+            Err(error) => {
+                let reason = format!("the attach died ({error}): detach {name} to tidy up");
+                tracing::error!(%name, %reason, "attach panicked");
+                let parts = Arc::new(Parts::default());
+                registry.set_phase(name, &entry.id, Phase::Failed(parts, reason.clone()));
+                Err(NodeError::internal(reason))
+            }
+        };
+        // A caller that went away after the commit finds it in the list.
+        drop(outcome.send(result));
+    }
+
+    async fn work(self) -> Result<Attachment, NodeError> {
+        let name = &self.entry.request.name;
+        let volume = self.entry.request.volume();
+        tracing::info!(%name, %volume, id = %self.entry.id, "attach begins");
+        let mut done = Done::default();
+        let result = match self.advance(&mut done).await {
+            Ok(()) => self.registry.commit(&self.entry, Arc::new(done.parts.clone())),
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(attachment) => {
+                let device = done.parts.device_path.clone().unwrap_or_default();
+                tracing::info!(%name, %volume, device = %device.display(), "attached");
+                self.watch(&done.parts);
+                Ok(attachment)
+            }
+            Err(error) => {
+                tracing::warn!(%name, %volume, %error, "attach failed");
+                self.stage.send_replace(Stage::Undoing);
+                self.unwind(done).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn advance(&self, done: &mut Done) -> Result<(), NodeError> {
+        let shared = &self.registry.0;
+        let request = &self.entry.request;
+        shared.transport.check().await?;
+        let lease = LeaseId::random();
+        let mut record = Record::new(
+            self.entry.id.clone(),
+            (**request).clone(),
+            (!request.read_only).then(|| lease.as_str().to_owned()),
+        );
+        record.since = self.entry.since;
+        self.write(&record).await?;
+        self.go_on()?;
+
+        let (account, blob) =
+            account::open_blob(&request.account, &request.container, &request.blob).await?;
+        if let Some(disk) = request.create {
+            self.stage.send_replace(Stage::Creating);
+            provision::create(&account, &blob, disk).await?;
+            done.created = Some((blob.clone(), disk));
+            self.go_on()?;
+        }
+
+        self.stage.send_replace(Stage::Opening);
+        let options = OpenOptions {
+            read_only: request.read_only,
+            caching: request.caching,
+            break_lease: request.break_lease,
+            ..OpenOptions::new(lease)
+        };
+        let volume = account::on_one_thread(move || Volume::open(blob, options)).await??;
+        done.parts.volume = Some(volume.clone());
+        self.go_on()?;
+
+        self.stage.send_replace(Stage::Connecting);
+        let export = Export {
+            id: self.entry.id.clone(),
+            name: request.name.to_string(),
+            connections: request.connections.unwrap_or(CONNECTIONS),
+            volume,
+        };
+        let device = shared.transport.attach(export).await?;
+        let path = device.path().to_owned();
+        done.parts.device = Some(device);
+        done.parts.device_path = Some(path.clone());
+        record.device = Some(path.clone());
+        self.write(&record).await?;
+        let (links, name) = (shared.links.clone(), request.name.clone());
+        let link = detach::blocking(move || links.make(&name, &path))
+            .await
+            .map_err(|e| NodeError::internal(format!("cannot make the link of {}: {e}", request.name)))?;
+        done.parts.link = Some(link);
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), NodeError> {
+        if self.cancel.load(Ordering::SeqCst) {
+            return Err(cancelled(&self.entry.request.name));
+        }
+        Ok(())
+    }
+
+    async fn write(&self, record: &Record) -> Result<(), NodeError> {
+        let (records, record) = (self.registry.0.records.clone(), record.clone());
+        let path = records.path(&record.request.name);
+        detach::blocking(move || records.write(&record))
+            .await
+            .map_err(|e| NodeError::internal(format!("cannot write {}: {e}", path.display())))
+    }
+
+    /// Takes everything back. What resists stays in the table as failed.
+    async fn unwind(&self, done: Done) {
+        let name = &self.entry.request.name;
+        let parts = Arc::new(done.parts);
+        // Nobody was told the device's name, so whoever has it open is a
+        // prober: it does not keep the device.
+        let effort = Effort::forced();
+        let mut warnings = match detach::take_apart(&self.registry, &self.entry, &parts, effort).await {
+            Ok(warnings) => warnings,
+            Err(error) => {
+                tracing::error!(%name, %error, "a failed attach could not be undone");
+                let phase = Phase::Failed(parts, error.to_string());
+                return self.registry.set_phase(name, &self.entry.id, phase);
+            }
+        };
+        if let Some((blob, disk)) = done.created {
+            if let Err(error) = provision::take_back(&blob, disk).await {
+                warnings.push(error.to_string());
+            }
+        }
+        for warning in warnings {
+            tracing::warn!(%name, %warning, "while undoing an attach");
+        }
+        detach::forget(&self.registry, &self.entry).await;
+    }
+
+    /// Notices when the kernel lets go of the device without us.
+    fn watch(&self, parts: &Parts) {
+        let Some(device) = parts.device.clone() else {
+            return;
+        };
+        let (registry, entry) = (self.registry.clone(), self.entry.clone());
+        tokio::spawn(async move {
+            device.gone().await;
+            registry.lost_device(&entry.request.name, &entry.id);
+        });
+    }
+}

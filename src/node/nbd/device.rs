@@ -1,0 +1,191 @@
+//! One nbd device, and how it is taken from the kernel.
+//!
+//! A detach that is not forced claims the device exclusively, as mount does,
+//! and holds the claim until it is disconnected: nobody can begin to use it
+//! in between.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+
+use super::openers;
+use super::sessions::Sessions;
+use crate::nbd::kernel::{KernelError, KernelNbd, Sysfs};
+use crate::node::transport::{BoxFuture, Device, TransportError};
+
+/// How long a device that only has probers may take to be left alone by them.
+const PROBER_PATIENCE: Duration = Duration::from_secs(2);
+/// How often to look again for that.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long the driver may take to let go once nobody uses the device.
+const GONE_PATIENCE: Duration = Duration::from_secs(10);
+/// The same when forced: whoever has it open keeps it from going.
+const FORCED_GONE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A connected nbd device.
+pub(super) struct NbdDevice {
+    kernel: KernelNbd,
+    sysfs: Sysfs,
+    index: u32,
+    backend: String,
+    path: PathBuf,
+    /// None for a device that an earlier daemon left.
+    sessions: Option<Sessions>,
+}
+
+impl NbdDevice {
+    pub fn new(
+        kernel: KernelNbd,
+        sysfs: Sysfs,
+        index: u32,
+        backend: String,
+        path: PathBuf,
+        sessions: Option<Sessions>,
+    ) -> Self {
+        Self {
+            kernel,
+            sysfs,
+            index,
+            backend,
+            path,
+            sessions,
+        }
+    }
+
+    pub async fn take(&self, force: bool) -> Result<(), TransportError> {
+        let claim = if force { None } else { self.claim().await? };
+        if let Some(sessions) = &self.sessions {
+            sessions.leaving();
+        }
+        match self.kernel.disconnect(self.index, &self.backend).await {
+            // Somebody was faster: nbd-client -d, or an overtaken detach.
+            Ok(()) | Err(KernelError::NotOurs { .. } | KernelError::NoSuchDevice(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        drop(claim);
+        if let Some(sessions) = &self.sessions {
+            sessions.end().await;
+        }
+        self.wait_gone(force).await
+    }
+
+    /// Makes sure that nobody uses the device and nobody can, and that its
+    /// page cache is in the store. None when it is not connected any more.
+    async fn claim(&self) -> Result<Option<File>, TransportError> {
+        let (sysfs, index, backend) = (self.sysfs.clone(), self.index, self.backend.clone());
+        let path = self.path.clone();
+        let served = self.sessions.is_some();
+        let work = move || match sysfs.expect_ours(index, &backend) {
+            Ok(_) => claim(&sysfs, index, &path, served).map(Some),
+            Err(KernelError::NotOurs { .. } | KernelError::NoSuchDevice(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => Err(TransportError::Failed(format!(
+                "looking at {} died: {error}",
+                self.path.display()
+            ))),
+        }
+    }
+
+    async fn wait_gone(&self, force: bool) -> Result<(), TransportError> {
+        let patience = if force {
+            FORCED_GONE_PATIENCE
+        } else {
+            GONE_PATIENCE
+        };
+        let (sysfs, index) = (self.sysfs.clone(), self.index);
+        match super::blocking(move || sysfs.wait_gone(index, patience)).await {
+            Ok(()) => {}
+            // It is disconnected; the number alone stays taken until the last
+            // file is closed.
+            Err(error) => tracing::warn!(device = %self.path.display(), %error, "disconnected"),
+        }
+        Ok(())
+    }
+}
+
+impl Device for NbdDevice {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn detach(&self, force: bool) -> BoxFuture<'_, Result<(), TransportError>> {
+        Box::pin(self.take(force))
+    }
+
+    fn gone(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            match &self.sessions {
+                Some(sessions) => sessions.ended().await,
+                None => std::future::pending().await,
+            }
+        })
+    }
+}
+
+fn claim(sysfs: &Sysfs, index: u32, path: &Path, flush: bool) -> Result<File, TransportError> {
+    let deadline = Instant::now() + PROBER_PATIENCE;
+    let device = || path.display().to_string();
+    loop {
+        if let Some(busy) = sysfs.busy(index)? {
+            let in_use = TransportError::InUse {
+                device: device(),
+                places: vec![busy.to_string()],
+            };
+            // mkfs may just be closing it.
+            if !matches!(busy, crate::nbd::kernel::Busy::Claimed) || Instant::now() >= deadline {
+                return Err(in_use);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+            continue;
+        }
+        let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or_default();
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(exclusive)
+            .open(path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+                std::thread::sleep(LOOK_AGAIN);
+                continue;
+            }
+            Err(error) => {
+                return Err(TransportError::Failed(format!(
+                    "cannot open {}: {error}",
+                    device()
+                )));
+            }
+        };
+        let openers = openers::of(&sysfs.proc, path);
+        if openers.is_empty() {
+            if flush {
+                flush_cache(&file, path)?;
+            }
+            return Ok(file);
+        }
+        if Instant::now() >= deadline {
+            return Err(TransportError::InUse {
+                device: device(),
+                places: openers,
+            });
+        }
+        drop(file);
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn flush_cache(file: &File, path: &Path) -> Result<(), TransportError> {
+    file.sync_all().map_err(|error| {
+        TransportError::Failed(format!(
+            "cannot flush {}: {error}: see dyskd's log for the cause; --force detaches anyway \
+             and loses what was not flushed",
+            path.display()
+        ))
+    })
+}

@@ -1,0 +1,197 @@
+//! The connections of one device. One that the kernel gave up (a request
+//! was not answered for the replay threshold) is replaced, so that a store
+//! that was away for long finds every connection there when it comes back.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::nbd::kernel::{KernelError, KernelNbd, SocketPair, Sysfs, sockets};
+use crate::nbd::transmission::{ByteBudget, Ended, Limits, Session, Stop, transmit};
+use crate::node::transport::{Export, TransportError};
+use crate::volume::Volume;
+
+/// Payload bytes of one volume's requests under way.
+const BUDGET: u32 = 64 << 20;
+/// How long sessions may take to end once the device is disconnected.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+/// Pauses between attempts to replace a connection.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+pub(super) struct Sessions {
+    shared: Arc<Shared>,
+    tasks: Vec<AbortHandle>,
+}
+
+struct Shared {
+    kernel: KernelNbd,
+    sysfs: Sysfs,
+    volume: Arc<Volume>,
+    backend: String,
+    name: String,
+    limits: Limits,
+    /// Known once the kernel has picked it.
+    index: OnceLock<u32>,
+    /// Raised when the device is taken apart: nothing is replaced any more.
+    leaving: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
+    /// Sessions that run.
+    running: watch::Sender<usize>,
+}
+
+/// Counts a session for as long as it lives, aborted or not.
+struct Running(Arc<Shared>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Sessions {
+    /// Serves the export's volume on `streams`.
+    pub fn start(
+        export: &Export,
+        kernel: KernelNbd,
+        sysfs: Sysfs,
+        streams: Vec<StdStream>,
+    ) -> Result<Self, TransportError> {
+        let streams = streams
+            .into_iter()
+            .map(UnixStream::from_std)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| TransportError::Failed(format!("cannot use a socket: {error}")))?;
+        let limits = Limits {
+            budget: ByteBudget::new(BUDGET),
+            ..Limits::default()
+        };
+        let shared = Arc::new(Shared {
+            kernel,
+            sysfs,
+            volume: export.volume.clone(),
+            backend: export.id.clone(),
+            name: export.name.clone(),
+            limits,
+            index: OnceLock::new(),
+            leaving: watch::Sender::new(false),
+            stop: watch::Sender::new(Stop::Run),
+            running: watch::Sender::new(streams.len()),
+        });
+        let tasks = streams
+            .into_iter()
+            .map(|stream| {
+                let running = Running(shared.clone());
+                tokio::spawn(serve(running, stream)).abort_handle()
+            })
+            .collect();
+        Ok(Self { shared, tasks })
+    }
+
+    /// The kernel picked this index: from now on connections are replaced.
+    pub fn connected(&self, index: u32) {
+        self.shared.index.get_or_init(|| index);
+    }
+
+    /// The device is about to be disconnected.
+    pub fn leaving(&self) {
+        self.shared.leaving.send_replace(true);
+    }
+
+    /// Ends what still runs after the device was disconnected. Requests that
+    /// wait for a store that is away are left behind; nobody waits for their
+    /// answers.
+    pub async fn end(&self) {
+        self.leaving();
+        self.shared.stop.send_replace(Stop::Close);
+        if tokio::time::timeout(END_PATIENCE, self.ended()).await.is_err() {
+            for task in &self.tasks {
+                task.abort();
+            }
+            self.ended().await;
+        }
+    }
+
+    /// Waits until no session runs.
+    pub async fn ended(&self) {
+        let mut running = self.shared.running.subscribe();
+        // Cannot fail: we hold the sender.
+        drop(running.wait_for(|count| *count == 0).await);
+    }
+}
+
+async fn serve(running: Running, mut stream: UnixStream) {
+    let shared = &running.0;
+    loop {
+        let session = Session::kernel(shared.limits.clone());
+        let stop = shared.stop.subscribe();
+        match transmit(stream, shared.volume.clone(), session, stop).await {
+            Ok(Ended::Disconnected | Ended::Closed | Ended::Paused { .. }) => return,
+            Ok(Ended::Vanished) => {
+                tracing::warn!(name = shared.name, "the kernel gave up a connection");
+            }
+            Err(error) => tracing::warn!(name = shared.name, %error, "a connection broke"),
+        }
+        let mut leaving = shared.leaving.subscribe();
+        let replaced = tokio::select! {
+            replaced = shared.replace() => replaced,
+            // The sender lives in what we hold.
+            _ = leaving.wait_for(|leaving| *leaving) => None,
+        };
+        match replaced {
+            Some(next) => stream = next,
+            None => return,
+        }
+    }
+}
+
+impl Shared {
+    /// A new connection to our device in place of a dead one; none when the
+    /// device is ours no more.
+    async fn replace(&self) -> Option<UnixStream> {
+        let index = *self.index.get()?;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            // The kernel marks a connection dead only when it next uses it,
+            // and drops a new one without a word as long as none is.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            match self.reconfigure(index).await {
+                Ok(Some(stream)) => {
+                    tracing::info!(name = self.name, index, "connection replaced");
+                    return Some(stream);
+                }
+                Ok(None) => {}
+                Err(KernelError::NotOurs { .. } | KernelError::NoSuchDevice(_)) => return None,
+                Err(error) => {
+                    tracing::warn!(name = self.name, %error, "cannot replace a connection yet");
+                }
+            }
+        }
+    }
+
+    /// One attempt; none when the kernel had no use for it.
+    async fn reconfigure(&self, index: u32) -> Result<Option<UnixStream>, KernelError> {
+        let sysfs = self.sysfs.clone();
+        let backend = self.backend.clone();
+        tokio::task::spawn_blocking(move || sysfs.expect_ours(index, &backend))
+            .await
+            .map_err(|_| KernelError::Stopped)??;
+        let pair = SocketPair::new()?;
+        let theirs = vec![pair.kernel];
+        self.kernel
+            .reconfigure(index, &self.backend, theirs)
+            .await?;
+        if sockets::is_abandoned(pair.server.as_fd()).map_err(KernelError::Sockets)? {
+            return Ok(None);
+        }
+        UnixStream::from_std(pair.server)
+            .map(Some)
+            .map_err(KernelError::Sockets)
+    }
+}

@@ -1,0 +1,554 @@
+//! Every attachment of the node, by name, and the one place where its phase
+//! changes.
+//!
+//! | phase | what is there | next |
+//! |---|---|---|
+//! | attaching | a task that works down `attach.rs`; a record | attached; gone when undone; failed when undoing failed |
+//! | attached | record, lease, device, link; I/O flows | detaching; failed when the kernel let go by other hands |
+//! | detaching | a task that works down `detach.rs` | gone; back to attached when in use; failed when the kernel kept the device |
+//! | failed | whatever could not be undone | detaching |
+//! | stale | an earlier daemon's device and record, not served | detaching |
+//!
+//! Invariants: a name is in the table exactly as long as anything of its
+//! attachment (record, lease, device, link, task) exists. A blob is in it at
+//! most once. Only the task of an attaching or detaching entry touches what
+//! the entry owns. The table's lock is held for look-ups and phase changes
+//! alone, never across an await, so that listing waits for nobody.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::{oneshot, watch};
+
+use super::api::{
+    AttachRequest, Attachment, CONNECTIONS, Detached, ErrorCode, MAX_CONNECTIONS, Stage, State,
+};
+use super::error::NodeError;
+use super::link::Links;
+use super::name::AttachmentName;
+use super::provision;
+use super::record::Records;
+use super::transport::{Device, Transport};
+use crate::blob::LeaseId;
+use crate::volume::{Caching, Volume};
+
+/// Most attaches under way at once; more are told to come back. Below the
+/// server's bound on connections, so that a list always gets through.
+const MAX_ATTACHING: usize = 512;
+
+/// The attachments of a node; cheap to clone.
+#[derive(Clone)]
+pub struct Registry(pub(super) Arc<Shared>);
+
+pub(super) struct Shared {
+    pub transport: Arc<dyn Transport>,
+    pub records: Records,
+    pub links: Links,
+    table: Mutex<Table>,
+    /// Poked at every change of a phase.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Default)]
+pub(super) struct Table {
+    pub entries: BTreeMap<AttachmentName, Entry>,
+    pub stopping: bool,
+}
+
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub id: String,
+    pub request: Arc<AttachRequest>,
+    pub since: Timestamp,
+    pub phase: Phase,
+}
+
+#[derive(Clone)]
+pub(super) enum Phase {
+    Attaching {
+        stage: watch::Receiver<Stage>,
+        cancel: Arc<AtomicBool>,
+    },
+    Attached(Arc<Parts>),
+    Detaching(Detaching),
+    Failed(Arc<Parts>, String),
+    Stale(Arc<Parts>, String),
+}
+
+#[derive(Clone)]
+pub(super) struct Detaching {
+    pub parts: Arc<Parts>,
+    /// Raised by a forced detach, also of one that is under way.
+    pub force: watch::Sender<bool>,
+    pub outcome: watch::Receiver<Option<Result<Detached, NodeError>>>,
+}
+
+/// What an attachment consists of, as far as it exists: what a detach takes
+/// apart.
+#[derive(Clone, Default)]
+pub(super) struct Parts {
+    /// The open volume, which holds the lease.
+    pub volume: Option<Arc<Volume>>,
+    /// Without a volume: a lease that an earlier daemon left.
+    pub lease: Option<LeaseId>,
+    /// The device.
+    pub device: Option<Arc<dyn Device>>,
+    /// Where the device is or was, for the link and for people.
+    pub device_path: Option<PathBuf>,
+    /// The link to it.
+    pub link: Option<PathBuf>,
+}
+
+/// An attach under way. Dropped before its outcome came, it is undone.
+pub struct Attaching {
+    pub(super) stage: watch::Receiver<Stage>,
+    pub(super) outcome: oneshot::Receiver<Result<Attachment, NodeError>>,
+    pub(super) cancel: CancelOnDrop,
+}
+
+pub(super) struct CancelOnDrop(pub Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        // Without effect on an attach that is through already.
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Attaching {
+    /// What it is doing.
+    #[must_use]
+    pub fn stages(&self) -> watch::Receiver<Stage> {
+        self.stage.clone()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// The attach failed and nothing of it is left, or the text says what is.
+    pub async fn outcome(self) -> Result<Attachment, NodeError> {
+        let Self {
+            outcome, cancel, ..
+        } = self;
+        let result = outcome
+            .await
+            .unwrap_or_else(|_| Err(NodeError::internal("the attach died; see dyskd's log")));
+        drop(cancel);
+        result
+    }
+}
+
+/// What became of a request to attach.
+pub enum Admission {
+    /// It began.
+    Begun(Attaching),
+    /// The same attachment is there already, and reuse was asked for.
+    Existing(Box<Attachment>),
+}
+
+impl Registry {
+    pub(super) fn new(transport: Arc<dyn Transport>, records: Records, links: Links) -> Self {
+        Self(Arc::new(Shared {
+            transport,
+            records,
+            links,
+            table: Mutex::default(),
+            changed: watch::Sender::new(()),
+        }))
+    }
+
+    /// Begins an attach.
+    ///
+    /// # Errors
+    /// The request makes no sense, or name or volume are taken.
+    pub fn attach(&self, request: AttachRequest) -> Result<Admission, NodeError> {
+        check(&request)?;
+        let mut table = self.0.lock();
+        if table.stopping {
+            return Err(stopping());
+        }
+        if let Some(existing) = conflict(&table, &request)? {
+            drop(table);
+            return Ok(Admission::Existing(Box::new(existing.view())));
+        }
+        let attaching = |e: &&Entry| matches!(e.phase, Phase::Attaching { .. });
+        if table.entries.values().filter(attaching).count() >= MAX_ATTACHING {
+            return Err(NodeError::new(
+                ErrorCode::Overloaded,
+                format!("{MAX_ATTACHING} attaches are under way: try again in a moment"),
+            ));
+        }
+        let cancel = Arc::new(AtomicBool::new(false));
+        let (stage_sender, stage) = watch::channel(Stage::Recording);
+        let (outcome_sender, outcome) = oneshot::channel();
+        let entry = Entry {
+            id: uuid::Uuid::new_v4().to_string(),
+            request: Arc::new(request),
+            since: Timestamp::now(),
+            phase: Phase::Attaching {
+                stage: stage.clone(),
+                cancel: cancel.clone(),
+            },
+        };
+        let name = entry.request.name.clone();
+        table.entries.insert(name, entry.clone());
+        drop(table);
+        let task = super::attach::Task {
+            registry: self.clone(),
+            entry,
+            stage: stage_sender,
+            cancel: cancel.clone(),
+        };
+        tokio::spawn(task.run(outcome_sender));
+        Ok(Admission::Begun(Attaching {
+            stage,
+            outcome,
+            cancel: CancelOnDrop(cancel),
+        }))
+    }
+
+    /// Detaches and waits for the end. Runs on when the future is dropped.
+    ///
+    /// # Errors
+    /// No such attachment; in use and not forced; the kernel kept the device.
+    pub async fn detach(&self, name: &AttachmentName, force: bool) -> Result<Detached, NodeError> {
+        match self.begin_detach(name, force)? {
+            DetachStep::Wait(mut outcome) => {
+                let result = outcome.wait_for(Option::is_some).await.map(|r| r.clone());
+                match result {
+                    Ok(Some(result)) => result,
+                    _ => Err(NodeError::internal(format!(
+                        "the detach of {name} died; see dyskd's log"
+                    ))),
+                }
+            }
+            DetachStep::Cancelled(id) => {
+                self.wait_until(|table| table.entries.get(name).is_none_or(|e| e.id != id))
+                    .await;
+                Ok(Detached {
+                    name: name.clone(),
+                    warnings: Vec::new(),
+                })
+            }
+        }
+    }
+
+    fn begin_detach(&self, name: &AttachmentName, force: bool) -> Result<DetachStep, NodeError> {
+        let mut table = self.0.lock();
+        let entry = table.entries.get_mut(name).ok_or_else(|| unknown(name))?;
+        let parts = match &entry.phase {
+            Phase::Attaching { cancel, .. } if force => {
+                cancel.store(true, Ordering::SeqCst);
+                return Ok(DetachStep::Cancelled(entry.id.clone()));
+            }
+            Phase::Attaching { stage, .. } => {
+                let stage = *stage.borrow();
+                return Err(NodeError::new(
+                    ErrorCode::Busy,
+                    format!("{name} is still being attached ({stage}): wait, or use --force"),
+                ));
+            }
+            Phase::Detaching(detaching) => {
+                if force {
+                    detaching.force.send_replace(true);
+                }
+                return Ok(DetachStep::Wait(detaching.outcome.clone()));
+            }
+            Phase::Attached(parts) | Phase::Failed(parts, _) | Phase::Stale(parts, _) => {
+                parts.clone()
+            }
+        };
+        let before = entry.clone();
+        let (sender, outcome) = watch::channel(None);
+        let detaching = Detaching {
+            parts,
+            force: watch::Sender::new(force),
+            outcome: outcome.clone(),
+        };
+        entry.phase = Phase::Detaching(detaching.clone());
+        drop(table);
+        self.poke();
+        let registry = self.clone();
+        tokio::spawn(super::detach::run(registry, before, detaching, sender));
+        Ok(DetachStep::Wait(outcome))
+    }
+
+    /// Every attachment, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<Attachment> {
+        let entries: Vec<_> = self.0.lock().entries.values().cloned().collect();
+        entries.iter().map(Entry::view).collect()
+    }
+
+    /// One attachment.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotAttached`].
+    pub fn get(&self, name: &AttachmentName) -> Result<Attachment, NodeError> {
+        let entry = self.0.lock().entries.get(name).cloned();
+        entry.map(|e| e.view()).ok_or_else(|| unknown(name))
+    }
+
+    /// How many attachments there are, and whether the daemon is stopping.
+    #[must_use]
+    pub fn health(&self) -> (usize, bool) {
+        let table = self.0.lock();
+        (table.entries.len(), table.stopping)
+    }
+
+    /// Moves the entry `id` to `phase`, unless it is another one by now.
+    pub(super) fn set_phase(&self, name: &AttachmentName, id: &str, phase: Phase) {
+        if let Some(entry) = self.0.lock().entries.get_mut(name).filter(|e| e.id == id) {
+            entry.phase = phase;
+        }
+        self.poke();
+    }
+
+    /// Makes an attach that is through an attachment, unless it was cancelled.
+    pub(super) fn commit(&self, entry: &Entry, parts: Arc<Parts>) -> Result<Attachment, NodeError> {
+        let mut table = self.0.lock();
+        let stopping_now = table.stopping;
+        let Some(found) = table.entries.get_mut(&entry.request.name) else {
+            return Err(NodeError::internal("the attachment left the table"));
+        };
+        debug_assert_eq!(found.id, entry.id, "only its task removes an entry");
+        match &found.phase {
+            Phase::Attaching { .. } if stopping_now => return Err(stopping()),
+            Phase::Attaching { cancel, .. } if cancel.load(Ordering::SeqCst) => {
+                return Err(cancelled(&entry.request.name));
+            }
+            _ => found.phase = Phase::Attached(parts),
+        }
+        let found = found.clone();
+        drop(table);
+        self.poke();
+        Ok(found.view())
+    }
+
+    /// The kernel let go of the device of an attachment nobody is detaching.
+    pub(super) fn lost_device(&self, name: &AttachmentName, id: &str) {
+        let mut table = self.0.lock();
+        let Some(entry) = table.entries.get_mut(name).filter(|e| e.id == id) else {
+            return;
+        };
+        if let Phase::Attached(parts) = &entry.phase {
+            let device = parts.device_path.clone().unwrap_or_default();
+            let reason = format!(
+                "{} was disconnected by other hands: detach {name} to release the volume",
+                device.display()
+            );
+            tracing::error!(%name, volume = entry.request.volume(), %reason, "device lost");
+            entry.phase = Phase::Failed(parts.clone(), reason);
+        }
+        drop(table);
+        self.poke();
+    }
+
+    /// Adds an entry that start-up found.
+    pub(super) fn adopt(&self, entry: Entry) {
+        let name = entry.request.name.clone();
+        self.0.lock().entries.insert(name, entry);
+        self.poke();
+    }
+
+    /// Removes the entry `id`: nothing of the attachment exists any more.
+    pub(super) fn remove(&self, name: &AttachmentName, id: &str) {
+        let mut table = self.0.lock();
+        if table.entries.get(name).is_some_and(|e| e.id == id) {
+            table.entries.remove(name);
+        }
+        drop(table);
+        self.poke();
+    }
+
+    /// Refuses attaches from now on and cancels those under way.
+    pub(super) fn begin_stop(&self) {
+        let mut table = self.0.lock();
+        table.stopping = true;
+        for entry in table.entries.values() {
+            if let Phase::Attaching { cancel, .. } = &entry.phase {
+                cancel.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The entries now.
+    pub(super) fn entries(&self) -> Vec<Entry> {
+        self.0.lock().entries.values().cloned().collect()
+    }
+
+    /// Waits until the table satisfies `condition`.
+    pub(super) async fn wait_until(&self, condition: impl Fn(&Table) -> bool) {
+        let mut changed = self.0.changed.subscribe();
+        loop {
+            changed.borrow_and_update();
+            if condition(&self.0.lock()) {
+                return;
+            }
+            if changed.changed().await.is_err() {
+                return; // Unreachable while we hold the sender.
+            }
+        }
+    }
+
+    fn poke(&self) {
+        self.0.changed.send_replace(());
+    }
+}
+
+enum DetachStep {
+    Wait(watch::Receiver<Option<Result<Detached, NodeError>>>),
+    Cancelled(String),
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // Nothing that runs under the lock leaves the table half changed.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// The entry as the API shows it.
+    pub fn view(&self) -> Attachment {
+        let none = Arc::new(Parts::default());
+        let (state, parts, reason) = match &self.phase {
+            Phase::Attaching { stage, .. } => {
+                (State::Attaching, &none, Some(stage.borrow().to_string()))
+            }
+            Phase::Attached(parts) => (State::Attached, parts, None),
+            Phase::Detaching(detaching) => (State::Detaching, &detaching.parts, None),
+            Phase::Failed(parts, reason) => (State::Failed, parts, Some(reason.clone())),
+            Phase::Stale(parts, reason) => (State::Stale, parts, Some(reason.clone())),
+        };
+        let status = parts.volume.as_ref().map(|v| v.status());
+        let request = &self.request;
+        let linked = matches!(state, State::Attached | State::Stale);
+        Attachment {
+            id: self.id.clone(),
+            name: request.name.clone(),
+            state,
+            reason,
+            account: request.account.name.clone(),
+            endpoint: request.account.endpoint.clone(),
+            container: request.container.clone(),
+            blob: request.blob.clone(),
+            size: status.as_ref().map(|s| s.size),
+            layout: status.as_ref().map(|s| s.layout),
+            read_only: request.read_only,
+            caching: request.caching,
+            connections: request.connections.unwrap_or(CONNECTIONS),
+            device: parts.device_path.clone(),
+            link: parts.link.clone().filter(|_| linked),
+            since: self.since,
+            fenced: status.as_ref().and_then(|s| s.fenced.clone()),
+            completed: status.as_ref().map_or(0, |s| s.completed),
+            store_requests: status.as_ref().map_or(0, |s| s.store_requests),
+            in_flight: status.as_ref().map_or(0, |s| s.in_flight),
+        }
+    }
+
+    fn is_of_volume(&self, request: &AttachRequest) -> bool {
+        let mine = &self.request;
+        (&mine.account.name, &mine.container, &mine.blob)
+            == (&request.account.name, &request.container, &request.blob)
+            && mine.account.endpoint.trim_end_matches('/')
+                == request.account.endpoint.trim_end_matches('/')
+    }
+
+    fn has_options_of(&self, request: &AttachRequest) -> bool {
+        let mine = &self.request;
+        mine.read_only == request.read_only
+            && mine.caching == request.caching
+            && mine.connections.unwrap_or(CONNECTIONS) == request.connections.unwrap_or(CONNECTIONS)
+    }
+}
+
+/// The entry to reuse, none when name and volume are free, or the refusal.
+fn conflict(table: &Table, request: &AttachRequest) -> Result<Option<Entry>, NodeError> {
+    let name = &request.name;
+    if let Some(entry) = table.entries.values().find(|e| e.is_of_volume(request)) {
+        let reusable = request.reuse
+            && entry.request.name == *name
+            && matches!(entry.phase, Phase::Attached(_))
+            && entry.has_options_of(request);
+        if reusable {
+            return Ok(Some(entry.clone()));
+        }
+        let view = entry.view();
+        let place = match (view.state, &view.device) {
+            (State::Attached, Some(device)) => format!("at {}", device.display()),
+            (state, _) => format!("({state})"),
+        };
+        return Err(NodeError::new(
+            ErrorCode::AlreadyAttached,
+            format!(
+                "blob {} is attached already as {} {place}: use that, or detach it first",
+                request.volume(),
+                view.name
+            ),
+        ));
+    }
+    match table.entries.get(name) {
+        None => Ok(None),
+        Some(entry) => Err(NodeError::new(
+            ErrorCode::NameInUse,
+            format!(
+                "name {name} is in use by {}: choose another with --name, or detach it first",
+                entry.request.volume()
+            ),
+        )),
+    }
+}
+
+fn check(request: &AttachRequest) -> Result<(), NodeError> {
+    let refuse = |code, text: &str| Err(NodeError::new(code, text));
+    let invalid = ErrorCode::InvalidRequest;
+    if request.caching != Caching::None {
+        return refuse(
+            ErrorCode::Unsupported,
+            "this version has no other caching mode than none: leave out --caching",
+        );
+    }
+    let connections = request.connections.unwrap_or(CONNECTIONS);
+    if !(1..=MAX_CONNECTIONS).contains(&connections) {
+        return Err(NodeError::new(
+            invalid,
+            format!("{connections} connections are not possible: take 1 to {MAX_CONNECTIONS}"),
+        ));
+    }
+    if request.container.is_empty() || request.blob.is_empty() || request.account.name.is_empty() {
+        return refuse(invalid, "account, container and blob must all be named");
+    }
+    if request.read_only && request.create.is_some() {
+        return refuse(invalid, "a new disk cannot be attached read-only: create it first");
+    }
+    if request.read_only && request.break_lease {
+        return refuse(invalid, "a read-only attach takes no lease: leave out --break-lease");
+    }
+    request.create.map_or(Ok(()), provision::check_size)
+}
+
+fn unknown(name: &AttachmentName) -> NodeError {
+    NodeError::new(
+        ErrorCode::NotAttached,
+        format!("nothing is attached as {name}: see `dyskctl list`"),
+    )
+}
+
+fn stopping() -> NodeError {
+    NodeError::new(
+        ErrorCode::Stopping,
+        "dyskd is stopping: try again when it runs",
+    )
+}
+
+pub(super) fn cancelled(name: &AttachmentName) -> NodeError {
+    NodeError::new(
+        ErrorCode::Cancelled,
+        format!("the attach of {name} was cancelled and undone"),
+    )
+}
