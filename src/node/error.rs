@@ -59,7 +59,9 @@ impl From<OpenError> for NodeError {
         match error {
             OpenError::Storage(error) => error.into(),
             OpenError::Leased { .. } => Self::new(ErrorCode::Leased, error.to_string()),
-            OpenError::Unusable { .. } => Self::new(ErrorCode::UnusableBlob, error.to_string()),
+            OpenError::Unusable { .. } | OpenError::Fenced { .. } => {
+                Self::new(ErrorCode::UnusableBlob, error.to_string())
+            }
         }
     }
 }
@@ -137,7 +139,11 @@ mod tests {
              check the account name, --endpoint and the resolver"
         );
         error.detail = ": own remedy".into();
-        assert!(NodeError::from(error).to_string().ends_with("found: own remedy"));
+        assert!(
+            NodeError::from(error)
+                .to_string()
+                .ends_with("found: own remedy")
+        );
     }
 
     #[test]
