@@ -248,7 +248,6 @@ impl Blob {
             Some(_) => {}
             None => self.lose(),
         }
-        self.lost.remove(new.as_str());
         let order = u32::try_from(self.granted.len()).expect("few leases");
         self.granted.entry(new.as_str().into()).or_insert(order);
         self.lease = Lease::Leased {

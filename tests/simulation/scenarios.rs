@@ -202,6 +202,47 @@ fn a_node_may_die_or_freeze_at_any_moment_of_a_take_over() {
     }
 }
 
+/// An acquire that comes after its holder lost the lease brings the lease back
+/// to a node that may not know of the loss yet.
+#[test]
+fn a_late_acquire_gives_no_lost_disk_back() {
+    let mut late = 0;
+    for seed in 0..400 {
+        // The first acquire gets no answer; its repetition succeeds.
+        let silence = Rule {
+            from: Duration::ZERO,
+            to: 500 * MS,
+            target: Target::Data,
+            percent: 100,
+            trouble: Some(Trouble::Silence),
+        };
+        let hurried = Opening {
+            attempt_deadline: S,
+            ..OPENING
+        };
+        let break_lease = Opening {
+            break_lease: true,
+            ..OPENING
+        };
+        let mut steps = vec![
+            (Duration::ZERO, 0, Action::Open(hurried, GiveUp::Never)),
+            (2 * S, 0, io(Io::Write(cells(0, 8), false))),
+            (3 * S, 0, Action::Freeze(60 * S)),
+            (4 * S, 1, Action::Open(break_lease, GiveUp::Never)),
+            (5 * S, 1, io(Io::Write(cells(0, 8), false))),
+            (6 * S, 1, Action::Close(GiveUp::Never)),
+            (10 * S, 0, io(Io::Write(cells(4, 8), false))),
+            (64 * S, 0, io(Io::Write(cells(4, 8), false))),
+        ];
+        steps.sort_by_key(|(at, ..)| *at);
+        let plan = Plan::of(seed, steps, vec![silence]);
+        sound(&plan);
+        let trace = driver::run(&plan, None, true).trace;
+        late += u32::from(trace.iter().any(|line| line.contains("acquire lease executes late")));
+    }
+    assert!(late > 100, "{late} late acquires");
+}
+
 #[test]
 fn a_dropped_volume_leaves_no_task_behind() {
     let runtime = tokio::runtime::Builder::new_current_thread()
