@@ -12,8 +12,8 @@ mod scenarios;
 mod shrink;
 mod store;
 
-use std::sync::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -89,7 +89,9 @@ fn run_all(seeds: std::ops::Range<u64>) -> (Tally, Option<Plan>) {
         };
         let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         scope.spawn(|| watch(&done, &next, &over));
-        let tallies = workers.into_iter().map(|worker| worker.join().expect("workers catch panics"));
+        let tallies = workers
+            .into_iter()
+            .map(|worker| worker.join().expect("workers catch panics"));
         let mut sum = Tally::default();
         tallies.for_each(|tally| sum.add(tally));
         over.store(true, Ordering::Relaxed);

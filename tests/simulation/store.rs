@@ -28,6 +28,8 @@ pub enum Sabotage {
     Raise,
     /// Without lease checks: writes and raises are taken under any lease id.
     Lease,
+    /// Without conditions on acquires.
+    AcquireConditions,
 }
 
 /// All that one history shares.
@@ -362,7 +364,7 @@ impl SimStore {
                 let holder = world.blob.holder(world.now());
                 conditions.lease = holder.map(|(id, _)| LeaseId::from_text(id));
             }
-            Some(Sabotage::Raise) | None => {}
+            Some(Sabotage::Raise | Sabotage::AcquireConditions) | None => {}
         }
         conditions
     }
@@ -501,8 +503,7 @@ impl PageStore for SimStore {
     ) -> Attempt<Written> {
         let conditions = conditions.clone();
         let done = self.attempt(Operation::Number(action), deadline, move |world, _| {
-            if let (Some(Sabotage::Raise), SequenceNumber::Max(number)) = (world.sabotage, action)
-            {
+            if let (Some(Sabotage::Raise), SequenceNumber::Max(number)) = (world.sabotage, action) {
                 return Ok(Written {
                     etag: world.blob.etag(),
                     sequence_number: number,
@@ -516,11 +517,21 @@ impl PageStore for SimStore {
         Ok(done.await?.0)
     }
 
-    async fn acquire_lease(&self, id: &LeaseId, seconds: u32, deadline: Duration) -> Attempt<()> {
-        let id = id.clone();
+    async fn acquire_lease(
+        &self,
+        id: &LeaseId,
+        seconds: u32,
+        conditions: &Conditions,
+        deadline: Duration,
+    ) -> Attempt<()> {
+        let (id, conditions) = (id.clone(), conditions.clone());
         let done = self.attempt(Operation::Acquire, deadline, move |world, late| {
             let now = world.now();
-            world.blob.acquire(&id, seconds, late, now)
+            let conditions = match world.sabotage {
+                Some(Sabotage::AcquireConditions) => Conditions::default(),
+                _ => conditions,
+            };
+            world.blob.acquire(&id, seconds, &conditions, late, now)
         });
         done.await?;
         Ok(())
