@@ -38,6 +38,8 @@ use crate::device::PAGE;
 
 /// Between two looks at somebody else's lease.
 const WAIT_PAUSE: Duration = Duration::from_secs(1);
+/// More outcomes than one daemon can fail to learn.
+const PAST_ANY_BOUND: u64 = 1 << 32;
 /// Looks at a blob that changes between look and acquire, before that counts
 /// as somebody else's lease.
 const MOST_LOOKS: u32 = 3;
@@ -290,6 +292,10 @@ async fn break_lease<S: PageStore>(
 /// number that no earlier holder had, and `seen` may be older than the last
 /// holder's own raise. One that is lost and comes late raises the number once
 /// more, which the first write refused by it finds out.
+///
+/// Under a lease that is resumed it is a `max`, past every bound that the
+/// earlier daemon's writes can have had: they carry the same lease, and ran
+/// ahead of its raises by one for each outcome that it did not learn.
 async fn learn<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
@@ -298,7 +304,11 @@ async fn learn<S: PageStore>(
     let deadline = options.attempt_deadline;
     let conditions = Conditions::lease(&options.lease);
     let raise = async {
-        let action = SequenceNumber::Increment;
+        let action = if options.resume {
+            SequenceNumber::Max(seen.sequence_number.saturating_add(PAST_ANY_BOUND))
+        } else {
+            SequenceNumber::Increment
+        };
         patiently!(blob.set_sequence_number(action, &conditions, deadline))
     };
     let (raised, footer) = tokio::join!(raise, last_page(blob, seen.size, deadline));
