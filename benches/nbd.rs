@@ -1,6 +1,6 @@
 //! IOPS of the transmission server on a device in memory, beside `nbdkit
 //! memory` on the same machine in the same run, as `fio --ioengine=nbd` sees
-//! them: `cargo bench --bench nbd [-- seconds]`.
+//! them: `cargo bench --bench nbd [-- SECONDS] [LOAD]...`.
 
 #[path = "../tests/support/memory_disk.rs"]
 mod memory_disk;
@@ -17,6 +17,9 @@ use memory_disk::MemoryDisk;
 use tokio::sync::watch;
 
 const SIZE: u64 = 256 << 20;
+
+/// Runs of each load, taking turns; the median counts.
+const ROUNDS: usize = 3;
 
 /// Name, fio's arguments.
 const LOADS: &[(&str, &[&str])] = &[
@@ -38,10 +41,12 @@ const LOADS: &[(&str, &[&str])] = &[
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let seconds = std::env::args()
+    let (numbers, names): (Vec<_>, Vec<_>) = std::env::args()
         .skip(1)
-        .find(|arg| arg.parse::<u32>().is_ok())
-        .unwrap_or_else(|| "5".into());
+        .filter(|arg| !arg.starts_with('-'))
+        .partition(|arg| arg.parse::<u32>().is_ok());
+    let seconds = numbers.into_iter().next().unwrap_or_else(|| "3".into());
+    let wanted = |load: &str| names.is_empty() || names.iter().any(|name| load.contains(name));
     let folder = tempfile::tempdir()?;
     let ours = folder.path().join("ours");
     let theirs = folder.path().join("nbdkit");
@@ -69,9 +74,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         "{:<18} {:>12} {:>12} {:>7}",
         "load", "dysk IOPS", "nbdkit IOPS", "ratio"
     );
-    for (name, load) in LOADS {
-        let dysk = fio(&ours, load, &seconds)?;
-        let other = fio(&theirs, load, &seconds)?;
+    for (name, load) in LOADS.iter().filter(|(name, _)| wanted(name)) {
+        let mut found = [Vec::new(), Vec::new()];
+        for _ in 0..ROUNDS {
+            for (socket, found) in [&ours, &theirs].into_iter().zip(&mut found) {
+                found.push(fio(socket, load, &seconds)?);
+            }
+        }
+        let [dysk, other] = found.map(|mut found| {
+            found.sort_by(f64::total_cmp);
+            found[ROUNDS / 2]
+        });
         println!(
             "{name:<18} {dysk:>12.0} {other:>12.0} {:>7.2}",
             dysk / other

@@ -1,18 +1,22 @@
 //! The product on real kernels: the guest scripts of `tests/kernel/guest` with
 //! the binaries just built, on each kernel of the lane.
 
-mod support;
+#[path = "support/azurite.rs"]
+mod azurite;
 
 use std::path::Path;
 use std::process::Command;
 
-use support::azurite::Azurite;
+use azurite::Azurite;
+use dysk::emulator::{DEFAULT_ACCOUNT, DEFAULT_KEY};
 
 const REPO: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Runs a guest script on `kernel`; its output goes to the test's.
 fn lane(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
-    let bin = Path::new(env!("CARGO_BIN_EXE_dyskd")).parent().expect("binaries lie in a folder");
+    let bin = Path::new(env!("CARGO_BIN_EXE_dyskd"))
+        .parent()
+        .expect("binaries lie in a folder");
     let status = Command::new(format!("{REPO}/tests/kernel/run"))
         .args(["--kernel", kernel])
         .args(options)
@@ -38,26 +42,47 @@ fn first_light_on_6_12() {
 
 #[test]
 fn the_module_with_its_defaults_serves_too() {
-    lane("6.12", &["--nbd", "default", "--timeout", "300"], "module_defaults", &[]);
+    lane(
+        "6.12",
+        &["--nbd", "default", "--timeout", "300"],
+        "module_defaults",
+        &[],
+    );
 }
 
 #[test]
 fn no_module_and_no_root_are_told_apart() {
-    lane("6.12", &["--nbd", "none", "--timeout", "300"], "no_module", &[]);
+    lane(
+        "6.12",
+        &["--nbd", "none", "--timeout", "300"],
+        "no_module",
+        &[],
+    );
 }
 
 #[test]
 fn bytes_written_through_the_kernel_are_found_by_azures_sdk() {
-    let azurite = Azurite::start();
+    let azurite = Azurite::start(None);
     let folder = tempfile::tempdir_in(format!("{REPO}/build")).expect("a folder for the pattern");
     let pattern = folder.path().join("pattern");
-    let bytes: Vec<u8> = (0..1u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let bytes: Vec<u8> = (0..1u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
     std::fs::write(&pattern, bytes).expect("the pattern is written");
     let pattern = pattern.to_str().expect("a UTF-8 path");
-    lane("6.12", &["--timeout", "300"], "foreign_bytes", &[&azurite.url(), pattern]);
+    lane(
+        "6.12",
+        &["--timeout", "300"],
+        "foreign_bytes",
+        &[&azurite.endpoint, pattern],
+    );
     let status = Command::new(format!("{REPO}/build/venv/bin/python"))
         .arg(format!("{REPO}/tests/python/find_bytes.py"))
-        .arg(azurite.connection_string())
+        .arg(format!(
+            "DefaultEndpointsProtocol=http;AccountName={DEFAULT_ACCOUNT};\
+             AccountKey={DEFAULT_KEY};BlobEndpoint={}",
+            azurite.endpoint
+        ))
         .args(["dysks", "foreign.vhd", &(3 << 20).to_string(), pattern])
         .status()
         .expect("build/venv has python: tests/setup makes it");

@@ -27,8 +27,7 @@ struct Args {
     /// Account name
     #[arg(long, default_value = DEFAULT_ACCOUNT)]
     account: String,
-    /// Account key in base64: visible to everybody on this machine, so only
-    /// for keys that are no secret
+    /// Account key in base64, when it is no secret (others see arguments)
     #[arg(long, value_name = "BASE64", conflicts_with = "key_file")]
     key: Option<String>,
     /// File with the account key in base64; or set DYSK_EMULATOR_KEY
@@ -108,9 +107,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let running = Emulator::start(args.config()?)?;
-        let mut stdout = std::io::stdout();
-        writeln!(stdout, "listening on {}", running.url())?;
-        stdout.flush()?;
+        // Standard output is line buffered: whoever waits for it gets it now.
+        writeln!(std::io::stdout(), "listening on {}", running.url())?;
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}

@@ -108,10 +108,6 @@ impl Account {
     ///
     /// # Errors
     /// [`ConfigError`], for what no request could ever work with.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "the configuration ends here: its secrets are not to be kept twice"
-    )]
     pub fn new(config: AccountConfig) -> Result<Self, ConfigError> {
         let endpoint =
             Endpoint::parse(&config.endpoint).map_err(|reason| ConfigError::Endpoint {

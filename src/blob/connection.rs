@@ -27,6 +27,8 @@ use tokio_rustls::client::TlsStream;
 pub(super) struct Fate {
     handed: AtomicBool,
     broken: AtomicBool,
+    /// The connection is idle and being looked at before it is used again.
+    looking: AtomicBool,
 }
 
 impl Fate {
@@ -89,12 +91,37 @@ impl Watched {
     }
 }
 
+impl Watched {
+    /// Asks the kernel whether the peer has closed. The reactor learns of it
+    /// only when it next polls, which may be after we have written a request
+    /// whose outcome nobody will ever know.
+    fn is_closed(&self) -> io::Result<bool> {
+        use rustix::net::RecvFlags;
+        let socket = match &self.stream {
+            Stream::Plain(stream) => stream.inner(),
+            Stream::Tls(stream) => stream.inner().get_ref().0,
+        };
+        let mut byte = [0_u8];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(socket, &mut byte, flags) {
+            Ok((_, 0)) => Ok(true),
+            // Unasked bytes end a plain connection; TLS has messages of its own.
+            Ok(_) => Ok(matches!(self.stream, Stream::Plain(_))),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 impl Read for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.fate.looking.load(Ordering::Relaxed) && self.is_closed()? {
+            return Poll::Ready(Ok(()));
+        }
         on_stream!(self, stream => stream.poll_read(cx, buffer))
     }
 }
@@ -256,14 +283,22 @@ impl Connection {
         .await
     }
 
-    /// Looks at the connection without waiting: true when it is open, has
-    /// nothing under way and can take a request.
-    pub async fn is_reusable(&mut self) -> bool {
+    /// True when the exchange is over and the connection can take another
+    /// request, as far as we have heard; never waits.
+    pub async fn is_settled(&mut self) -> bool {
         poll_fn(|cx| {
             drive(&mut self.driver, &mut self.driver_done, cx);
             Poll::Ready(!self.driver_done && !self.fate.broken() && self.sender.is_ready())
         })
         .await
+    }
+
+    /// As [`Connection::is_settled`], and the kernel has not heard of a close either.
+    pub async fn is_open(&mut self) -> bool {
+        self.fate.looking.store(true, Ordering::Relaxed);
+        let open = self.is_settled().await;
+        self.fate.looking.store(false, Ordering::Relaxed);
+        open
     }
 }
 

@@ -2,6 +2,7 @@
 //! footer. One method is one attempt; retries, leases kept alive and write
 //! fencing live above, in `volume`.
 
+
 pub mod account;
 mod answer;
 mod attempt;

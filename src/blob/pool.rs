@@ -15,7 +15,6 @@ use super::connection::Connection;
 /// The connections of one [`super::Account`] handle and its clones.
 pub(super) struct Pool {
     slots: Semaphore,
-    max: usize,
     idle: Arc<Idle>,
 }
 
@@ -44,17 +43,11 @@ impl Pool {
         let max = max.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             slots: Semaphore::new(max),
-            max,
             idle: Arc::new(Idle {
                 timeout,
                 list: Mutex::default(),
             }),
         }
-    }
-
-    /// The bound on open connections.
-    pub fn max(&self) -> usize {
-        self.max
     }
 
     /// How long a connection may stay idle.
@@ -82,7 +75,7 @@ impl Slot<'_> {
         loop {
             let mut connection = self.pool.idle.lock().connections.pop_back()?;
             // Those that fail the look are closed here, not put back.
-            if !self.pool.idle.expired(&connection) && connection.is_reusable().await {
+            if !self.pool.idle.expired(&connection) && connection.is_open().await {
                 return Some(connection);
             }
         }
@@ -90,7 +83,7 @@ impl Slot<'_> {
 
     /// Puts a connection back for the next request, if it can take one.
     pub async fn keep(self, mut connection: Connection) {
-        if !connection.is_reusable().await {
+        if !connection.is_settled().await {
             return;
         }
         connection.idle_since = Instant::now();
@@ -154,5 +147,20 @@ async fn reap(idle: Weak<Idle>, interval: Duration) {
         if finished {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leaves_before_the_server_hangs_up() {
+        for (server, limit) in [(5, 4), (120, 119), (2, 1), (0, 0)] {
+            let server = Duration::from_secs(server);
+            assert_eq!(server - margin(server), Duration::from_secs(limit));
+        }
+        let second = Duration::from_secs(1);
+        assert_eq!(second - margin(second), second / 2);
     }
 }

@@ -171,12 +171,6 @@ impl Request {
         self.header(name, byte_range(range))
     }
 
-    /// Names `range` in errors rather than one that is sent.
-    pub fn about(mut self, range: Range) -> Self {
-        self.operation.range = Some(range);
-        self
-    }
-
     /// Adds `x-ms-meta-*` headers.
     pub fn metadata(mut self, metadata: &[(String, String)]) -> Self {
         for (name, value) in metadata {

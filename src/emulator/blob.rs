@@ -78,8 +78,13 @@ impl Blob {
         map.read_exact_at(&mut version, 0)?;
         record.version = record.version.max(u64::from_le_bytes(version));
         let mut written = PageMap::load(Arc::clone(&map), WRITTEN, TOUCHED)?;
-        let touched = PageMap::load(Arc::clone(&map), TOUCHED, MAP_END)?;
-        written.clear(record.size.div_ceil(PAGE)..u64::MAX / PAGE)?;
+        let mut touched = PageMap::load(Arc::clone(&map), TOUCHED, MAP_END)?;
+        // Pages that a shrink was about to drop when the process died.
+        let end = record.size.div_ceil(PAGE);
+        while let Some(run) = written.next_run(end, u64::MAX / PAGE) {
+            touched.set(run.clone())?;
+            written.clear(run)?;
+        }
         Ok(Self {
             record,
             data,

@@ -1,8 +1,9 @@
 //! All containers and blobs of the account, and how they lie on disk.
 //!
-//! Layout of `--dir`: `lock`; `CONTAINER/container.json`; per blob or snapshot
-//! `CONTAINER/HASH.json` (HASH of name and snapshot time), `CONTAINER/ID.data`
-//! and `CONTAINER/ID.map`. A record is replaced by rename, which is the moment
+//! Layout of `--dir`: `lock`; below `containers`, `NAME/container.json` and per
+//! blob or snapshot `NAME/HASH.json` (HASH of name and snapshot time),
+//! `NAME/ID.data` and `NAME/ID.map`. Files and directories of any other kind are
+//! somebody else's and are left alone. A record is replaced by rename, which is the moment
 //! a blob comes to be, is overwritten or changes; files no record names are
 //! left-overs of a death in between and are removed at the next start.
 //!
@@ -237,23 +238,21 @@ impl Store {
                 ))
             },
         )?;
+        let dir = dir.join("containers");
+        fs::create_dir_all(&dir)?;
         let mut containers = BTreeMap::new();
         let mut newest = 0;
-        for entry in fs::read_dir(dir)? {
+        for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
-            if !path.is_dir() {
-                continue;
-            }
-            match load_container(&path, &mut newest)? {
-                Some(container) => {
-                    containers.insert(container.record.name.clone(), Arc::new(container));
-                }
-                // Its creation or deletion never came to its end.
-                None => fs::remove_dir_all(&path)?,
+            // None for one whose creation or deletion never came to its end.
+            if path.is_dir()
+                && let Some(container) = load_container(&path, &mut newest)?
+            {
+                containers.insert(container.record.name.clone(), Arc::new(container));
             }
         }
         Ok(Self {
-            dir: Some(dir.to_owned()),
+            dir: Some(dir),
             containers: RwLock::new(containers),
             versions: AtomicU64::new(newest),
             _lock: Some(lock),
@@ -315,7 +314,11 @@ impl Store {
         }
         let dir = self.dir.as_ref().map(|dir| dir.join(&record.name));
         if let Some(dir) = &dir {
-            fs::create_dir_all(dir)?;
+            // What a deletion left behind that was cut short.
+            if dir.exists() {
+                remove_container(dir)?;
+            }
+            fs::create_dir(dir)?;
             write_json(dir, "container.json", &record)?;
         }
         let container = Container {
@@ -341,7 +344,7 @@ impl Store {
         if let Some(dir) = &container.dir {
             // Without its record it is gone, whatever becomes of the rest.
             fs::remove_file(dir.join("container.json"))?;
-            fs::remove_dir_all(dir)?;
+            remove_container(dir)?;
         }
         slots.deleted = true;
         for slot in slots.blobs.values() {
@@ -372,6 +375,24 @@ fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> io::Result<()> 
     let temporary = dir.join(format!("{name}.tmp"));
     fs::write(&temporary, text)?;
     fs::rename(&temporary, dir.join(name))
+}
+
+/// Is this the name of a file the store makes?
+fn is_ours(name: &str) -> bool {
+    [".json", ".data", ".map", ".tmp"]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
+}
+
+/// Removes a container's directory; fails when it holds anything but our files.
+fn remove_container(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if is_ours(&entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
 }
 
 fn load_container(dir: &Path, newest: &mut u64) -> io::Result<Option<Container>> {
@@ -413,7 +434,10 @@ fn load_container(dir: &Path, newest: &mut u64) -> io::Result<Option<Container>>
             None => versions.base = Some(blob),
         }
     }
-    for name in names.iter().filter(|name| !known.contains(*name)) {
+    for name in names
+        .iter()
+        .filter(|name| is_ours(name) && !known.contains(*name))
+    {
         fs::remove_file(dir.join(name))?;
     }
     for slot in blobs.values() {

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::negotiation::{Export, Negotiated, NegotiationError, negotiate};
-use super::transmission::{Ended, Limits, Session, SessionError, Stop, transmit};
+use super::transmission::{ByteBudget, Ended, Limits, Session, SessionError, Stop, transmit};
 use crate::device::BlockDevice;
 
 /// Connections waiting to be accepted.
@@ -37,14 +38,17 @@ pub struct ServerLimits {
     pub connections: usize,
     /// For one whole handshake.
     pub handshake: Duration,
+    /// Payload bytes in flight on one connection.
+    pub payload: u32,
 }
 
 impl Default for ServerLimits {
-    /// 64 connections, ten seconds.
+    /// 16 connections, ten seconds, 32 MiB each.
     fn default() -> Self {
         Self {
-            connections: 64,
+            connections: 16,
             handshake: Duration::from_secs(10),
+            payload: 32 << 20,
         }
     }
 }
@@ -82,8 +86,6 @@ enum ConnectionError {
     Negotiation(#[from] NegotiationError),
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("cannot set up the connection: {0}")]
-    Setup(#[from] io::Error),
 }
 
 #[derive(Debug)]
@@ -275,19 +277,29 @@ const PATH: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
 
 impl Listener {
     async fn accept(&self) -> io::Result<Client> {
-        match self {
+        Ok(match self {
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
-                Ok(Client::Unix(stream))
+                if let Err(error) = grow_send_buffer(&stream) {
+                    tracing::debug!(%error, "cannot grow the send buffer");
+                }
+                Client::Unix(stream)
             }
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(Client::Tcp(stream))
+                let (stream, peer) = listener.accept().await?;
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%peer, %error, "cannot send without delay");
+                }
+                Client::Tcp(stream)
             }
-        }
+        })
     }
+}
+
+/// Beyond the system's limit where we may, up to it where we may not.
+fn grow_send_buffer(stream: &UnixStream) -> rustix::io::Result<()> {
+    sockopt::set_socket_send_buffer_size_force(stream, SEND_BUFFER)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER))
 }
 
 /// Removes a socket on which nobody listens.
@@ -338,7 +350,10 @@ where
     let session = Session {
         structured: agreed.structured,
         base_allocation: agreed.base_allocation,
-        limits: Limits::default(),
+        limits: Limits {
+            budget: ByteBudget::new(limits.payload),
+            ..Limits::default()
+        },
         ..Session::default()
     };
     match transmit(stream, device, session, stop).await? {

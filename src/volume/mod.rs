@@ -227,9 +227,9 @@ mod tests {
 
     /// Compiles: the daemon runs these in tasks.
     #[allow(dead_code)]
-    fn futures_are_send(blob: PageBlob, options: OpenOptions, volume: &Volume) {
-        is_send(&create(&blob, 512, Layout::Raw, Duration::ZERO));
-        is_send(&delete(&blob, Duration::ZERO));
+    fn futures_are_send(blob: &PageBlob, options: OpenOptions, volume: &Volume) {
+        is_send(&create(blob, 512, Layout::Raw, Duration::ZERO));
+        is_send(&delete(blob, Duration::ZERO));
         is_send(&volume.close());
         is_send(&Volume::open(blob.clone(), options));
     }

@@ -2,6 +2,8 @@
 //!
 //! Azurite is installed once into `build/azurite`, as `tests/azurite` pins it.
 
+#![allow(dead_code, reason = "every test file uses another part of it")]
+
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};

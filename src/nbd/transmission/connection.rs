@@ -102,7 +102,7 @@ where
 
     pub(super) async fn run(
         mut self,
-        mut stop: watch::Receiver<Stop>,
+        stop: watch::Receiver<Stop>,
     ) -> Result<Ended<S>, SessionError> {
         let mut heard = Box::pin(raised(stop.clone(), Stop::Run));
         let end = poll_fn(|cx| {
@@ -114,7 +114,6 @@ where
         })
         .await?;
         drop(heard);
-        stop.mark_unchanged();
         match (end, self.phase) {
             (End::Vanished, _) => Ok(Ended::Vanished),
             (End::Settled, Phase::Pausing) => Ok(Ended::Paused {
@@ -214,7 +213,9 @@ where
                 }
                 Ok(operation) => {
                     if operation.changes() && !present {
-                        if hung_up(&self.stream) {
+                        // A peer that hung up may have sent this write again
+                        // elsewhere, and newer data after it.
+                        if closed(&self.stream, GONE | PollFlags::RDHUP) {
                             return Ok(Some(End::Vanished));
                         }
                         present = true;
@@ -288,7 +289,7 @@ where
         if !self.inbox.between_requests() {
             return Err(SessionError::Truncated);
         }
-        if hung_up(&self.stream) {
+        if closed(&self.stream, GONE) {
             return Ok(Some(End::Vanished));
         }
         self.phase = Phase::Leaving;
@@ -320,17 +321,18 @@ async fn raised(mut stop: watch::Receiver<Stop>, before: Stop) -> Stop {
     }
 }
 
-/// True when the peer has closed both ways, so that nobody will take a reply.
-fn hung_up(stream: &impl AsFd) -> bool {
-    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+/// The peer has closed both ways: nobody will take a reply.
+const GONE: PollFlags = PollFlags::HUP.union(PollFlags::ERR).union(PollFlags::NVAL);
+
+/// True when the socket is in one of these states.
+fn closed(stream: &impl AsFd, states: PollFlags) -> bool {
+    let mut fds = [PollFd::new(stream, states)];
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     match rustix::event::poll(&mut fds, Some(&now)) {
-        Ok(_) => fds[0]
-            .revents()
-            .intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL),
+        Ok(_) => fds[0].revents().intersects(states),
         // Nothing was learned; the next read or write will tell.
         Err(error) => {
             tracing::debug!(error = %io::Error::from(error), "cannot poll an nbd connection");

@@ -2,8 +2,8 @@
 //! [`BlockDevice`].
 //!
 //! [`transmit`] is one task that owns the socket. It reads requests
-//! ([`inbox`]), checks and starts them ([`execute`]), and writes replies in
-//! the order they become ready ([`outbox`]); [`connection`] is the loop that
+//! (`inbox`), checks and starts them (`execute`), and writes replies in
+//! the order they become ready (`outbox`); `connection` is the loop that
 //! ties them together. A request is polled once where it is read, so requests
 //! enter the device in the order they arrived; one that has to wait moves to a
 //! task of its own, where nothing that happens to the connection can stop it
@@ -186,9 +186,10 @@ pub enum SessionError {
 /// of `stop` is dropped its last word stands. Dropping the returned future
 /// drops the connection; requests it started still finish in the device.
 ///
-/// A peer that hung up both ways takes its unread writes with it: a client
-/// that replays them on another connection must not see the old copy applied
-/// after a newer write.
+/// A peer that hung up takes its unread writes with it: a client that replays
+/// them on another connection must not see the old copy applied after a newer
+/// write. So a client has to leave its connection open until it has its
+/// replies, as all of them do.
 ///
 /// # Errors
 /// [`SessionError`]; none of them says anything about a request.
