@@ -137,7 +137,11 @@ mod tests {
              check the account name, --endpoint and the resolver"
         );
         error.detail = ": own remedy".into();
-        assert!(NodeError::from(error).to_string().ends_with("found: own remedy"));
+        assert!(
+            NodeError::from(error)
+                .to_string()
+                .ends_with("found: own remedy")
+        );
     }
 
     #[test]

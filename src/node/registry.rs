@@ -416,8 +416,12 @@ impl Entry {
     pub fn view(&self) -> Attachment {
         let none = Arc::new(Parts::default());
         let (state, parts, reason) = match &self.phase {
-            Phase::Attaching { stage, .. } => {
-                (State::Attaching, &none, Some(stage.borrow().to_string()))
+            Phase::Attaching { stage, cancel } => {
+                let mut doing = stage.borrow().to_string();
+                if cancel.load(Ordering::SeqCst) {
+                    doing.push_str("; cancelled");
+                }
+                (State::Attaching, &none, Some(doing))
             }
             Phase::Attached(parts) => (State::Attached, parts, None),
             Phase::Detaching(detaching) => (State::Detaching, &detaching.parts, None),
@@ -524,10 +528,16 @@ fn check(request: &AttachRequest) -> Result<(), NodeError> {
         return refuse(invalid, "account, container and blob must all be named");
     }
     if request.read_only && request.create.is_some() {
-        return refuse(invalid, "a new disk cannot be attached read-only: create it first");
+        return refuse(
+            invalid,
+            "a new disk cannot be attached read-only: create it first",
+        );
     }
     if request.read_only && request.break_lease {
-        return refuse(invalid, "a read-only attach takes no lease: leave out --break-lease");
+        return refuse(
+            invalid,
+            "a read-only attach takes no lease: leave out --break-lease",
+        );
     }
     request.create.map_or(Ok(()), provision::check_size)
 }
