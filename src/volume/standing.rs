@@ -13,7 +13,8 @@
 //! - A write under bound `b` whose outcome is unknown is dead for certain once
 //!   `number > b`. Nothing that overlaps it starts before that: its own retry
 //!   holds the range lock and waits for the raise; if its caller gave up
-//!   instead, `owed > b` makes *every* later write wait.
+//!   instead, `owed > b` makes *every* later write wait, from before it reads
+//!   what it will merge with.
 //! - `fenced` is final.
 
 use std::fmt;
@@ -90,6 +91,15 @@ impl Standing {
         Self {
             state: watch::Sender::new(state),
         }
+    }
+
+    /// Waits while an earlier write's fate is owed: until then what is read may
+    /// be changed by a write that comes late.
+    ///
+    /// # Errors
+    /// The volume is fenced.
+    pub async fn nothing_owed(&self) -> Result<(), Arc<Fenced>> {
+        self.wait(|state| state.number >= state.owed).await
     }
 
     /// Starts a write: waits while an earlier write's fate is owed, then gives
