@@ -176,10 +176,10 @@ impl Task {
                     return self.registry.set_phase(name, &self.entry.id, phase);
                 }
             };
-        if let Some((blob, disk)) = done.created {
-            if let Err(error) = provision::take_back(&blob, disk).await {
-                warnings.push(error.to_string());
-            }
+        if let Some((blob, disk)) = done.created
+            && let Err(error) = provision::take_back(&blob, disk).await
+        {
+            warnings.push(error.to_string());
         }
         for warning in warnings {
             tracing::warn!(%name, %warning, "while undoing an attach");
