@@ -166,6 +166,9 @@ fn versions() {
     );
 }
 
+/// Environment and arguments.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+
 #[test]
 fn a_volume_is_named_in_many_ways() {
     let store = Store::start();
@@ -190,7 +193,7 @@ fn a_volume_is_named_in_many_ways() {
     let whole = volume("n.vhd");
     let key = ("AZURE_STORAGE_KEY", KEY);
     let account = ("AZURE_STORAGE_ACCOUNT", ACCOUNT);
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    let cases: &[Case<'_>] = &[
         (&[key], &[&url]),
         (&[key], &[&whole, "--endpoint", &root]),
         (&[key], &[&short, "--endpoint", &endpoint]),

@@ -49,6 +49,9 @@ fn assert_clean(what: &str, text: &str) {
     }
 }
 
+/// Environment and arguments.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+
 #[test]
 fn no_secret_shows() {
     let log = Log::default();
@@ -69,7 +72,7 @@ fn no_secret_shows() {
     let socket = socket.to_str().expect("utf-8");
     let broken = format!("AccountKey={KEY};nonsense");
     let half_key = &KEY[..41];
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    let cases: &[Case<'_>] = &[
         (
             &[key, trace],
             &["attach", &volume, "--endpoint", &endpoint, "-vv"],
@@ -168,7 +171,7 @@ fn a_crashed_daemon_leaves_no_core_dump() {
         child.wait().expect("wait").core_dumped()
     };
     let up = node.dir.path().join("up");
-    let other = format!("sh -c 'touch {}; sleep 1000 & wait'", up.display());
+    let other = format!("sh -c 'touch {} && exec sleep 1000'", up.display());
     if !crash(&other, &|| up.exists()) {
         return; // Nothing dumps core on this machine.
     }

@@ -18,9 +18,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::api::{Attachment, CONNECTIONS, NewDisk, Stage};
 use super::detach::{self, Effort};
+use super::entry::{Entry, Parts, Phase};
 use super::error::NodeError;
 use super::record::Record;
-use super::registry::{Entry, Parts, Phase, Registry, cancelled};
+use super::registry::{Registry, cancelled};
 use super::transport::Export;
 use super::{account, provision};
 use crate::blob::{LeaseId, PageBlob};

@@ -78,7 +78,7 @@ impl Client {
         request: &AttachRequest,
         mut progress: impl FnMut(Stage),
     ) -> Result<Attachment, ClientError> {
-        let body = serde_json::to_vec(request).map_err(|e| self.broken(&e))?;
+        let body = serde_json::to_vec(request).map_err(|e| self.broken(e))?;
         let answer = self
             .send(Method::POST, "/v1/attachments?progress=true", body.into())
             .await?;
@@ -93,21 +93,21 @@ impl Client {
         let mut body = answer.into_body();
         let mut buffer = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|e| self.broken(&e))?;
+            let frame = frame.map_err(|e| self.broken(e))?;
             buffer.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
             while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).collect();
-                match serde_json::from_slice(&line).map_err(|e| self.broken(&e))? {
+                match serde_json::from_slice(&line).map_err(|e| self.broken(e))? {
                     AttachEvent::Stage(stage) => progress(stage),
                     AttachEvent::Attached(attachment) => return Ok(*attachment),
                     AttachEvent::Failed(error) => return Err(ClientError::Refused(error)),
                 }
             }
             if buffer.len() > MAX_LINE {
-                return Err(self.broken(&"a line of progress has no end"));
+                return Err(self.broken("a line of progress has no end"));
             }
         }
-        Err(self.broken(&"it went away during the attach; see its log"))
+        Err(self.broken("it went away during the attach; see its log"))
     }
 
     /// Detaches.
@@ -164,7 +164,7 @@ impl Client {
         };
         tokio::time::timeout(QUICK, work)
             .await
-            .unwrap_or_else(|_| Err(self.broken(&"no answer in time")))
+            .unwrap_or_else(|_| Err(self.broken("no answer in time")))
     }
 
     async fn send(
@@ -178,7 +178,7 @@ impl Client {
             .map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|e| self.broken(&e))?;
+            .map_err(|e| self.broken(e))?;
         // Ends when sender and answer are dropped, and closes the socket:
         // what tells the daemon that nobody waits any more.
         tokio::spawn(async move {
@@ -192,11 +192,11 @@ impl Client {
             .header(HOST, "dyskd")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(body))
-            .map_err(|e| self.broken(&e))?;
+            .map_err(|e| self.broken(e))?;
         sender
             .send_request(request)
             .await
-            .map_err(|e| self.broken(&e))
+            .map_err(|e| self.broken(e))
     }
 
     async fn finish<T: DeserializeOwned>(
@@ -205,13 +205,13 @@ impl Client {
     ) -> Result<T, ClientError> {
         let status = answer.status();
         let body = answer.into_body().collect().await;
-        let body = body.map_err(|e| self.broken(&e))?.to_bytes();
+        let body = body.map_err(|e| self.broken(e))?.to_bytes();
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|e| self.broken(&e));
+            return serde_json::from_slice(&body).map_err(|e| self.broken(e));
         }
         match serde_json::from_slice::<ErrorAnswer>(&body) {
             Ok(answer) => Err(ClientError::Refused(answer.error)),
-            Err(_) => Err(self.broken(&format!("status {status} without a reason"))),
+            Err(_) => Err(self.broken(format!("status {status} without a reason"))),
         }
     }
 
@@ -222,11 +222,11 @@ impl Client {
                 ClientError::NotRunning(socket)
             }
             io::ErrorKind::PermissionDenied => ClientError::NotAllowed(socket),
-            _ => self.broken(&error),
+            _ => self.broken(error),
         }
     }
 
-    fn broken(&self, reason: &dyn std::fmt::Display) -> ClientError {
+    fn broken(&self, reason: impl std::fmt::Display) -> ClientError {
         ClientError::Broken {
             socket: self.socket.clone(),
             reason: reason.to_string(),

@@ -15,9 +15,10 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::api::{ErrorCode, RUN_DIR};
+use super::entry::{Entry, Phase};
 use super::link::{LINK_DIR, Links};
 use super::record::Records;
-use super::registry::{Entry, Phase, Registry};
+use super::registry::Registry;
 use super::run_dir::{RunDir, RunDirError};
 use super::server::Server;
 use super::startup;

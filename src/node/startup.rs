@@ -12,8 +12,9 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::detach;
+use super::entry::{Detaching, Entry, Parts, Phase};
 use super::record::Record;
-use super::registry::{Detaching, Entry, Parts, Phase, Registry};
+use super::registry::Registry;
 use crate::blob::LeaseId;
 
 /// Takes stock of the records. Names of what is being tidied up are taken
