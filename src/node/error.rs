@@ -59,7 +59,9 @@ impl From<OpenError> for NodeError {
         match error {
             OpenError::Storage(error) => error.into(),
             OpenError::Leased { .. } => Self::new(ErrorCode::Leased, error.to_string()),
-            OpenError::Unusable { .. } => Self::new(ErrorCode::UnusableBlob, error.to_string()),
+            OpenError::Unusable { .. } | OpenError::Fenced { .. } => {
+                Self::new(ErrorCode::UnusableBlob, error.to_string())
+            }
         }
     }
 }
