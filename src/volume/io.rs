@@ -63,6 +63,25 @@ pub struct Filled {
     pub known_to: u64,
 }
 
+impl Filled {
+    /// Takes in what else is filled, ascending, known up to `known_to`.
+    pub fn add(&mut self, others: Vec<Range>, known_to: u64) {
+        self.known_to = self.known_to.min(known_to);
+        if others.is_empty() {
+            return;
+        }
+        self.ranges.extend(others);
+        self.ranges.sort_unstable();
+        self.ranges.dedup_by(|next, last| {
+            let together = next.start <= last.end;
+            if together {
+                last.end = last.end.max(next.end);
+            }
+            together
+        });
+    }
+}
+
 /// The store side of an open volume.
 #[derive(Debug)]
 pub struct Io<S> {
@@ -178,7 +197,10 @@ impl<S: PageStore> Io<S> {
 
     /// Ends `work` at the operator's deadline. A write that is dropped half way
     /// leaves a debt in the standing.
-    async fn within_deadline<T>(
+    ///
+    /// # Errors
+    /// The deadline passed, or as `work`.
+    pub async fn within_deadline<T>(
         &self,
         what: &str,
         range: Range,

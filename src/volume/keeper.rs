@@ -79,6 +79,22 @@ impl<S: PageStore> HeldLease<S> {
         }
     }
 
+    /// Takes charge of a lease that an earlier daemon holds: not released
+    /// when dropped before [`HeldLease::resumed`].
+    #[must_use]
+    pub fn of_an_earlier_daemon(runtime: Handle, blob: S, id: LeaseId) -> Self {
+        let mut lease = Self::new(runtime, blob, id);
+        lease.release_on_drop = false;
+        lease
+    }
+
+    /// From now on it is held like any other.
+    #[must_use]
+    pub fn resumed(mut self) -> Self {
+        self.release_on_drop = true;
+        self
+    }
+
     /// Releases the lease now.
     ///
     /// # Errors

@@ -7,7 +7,9 @@
 //! | 3 | | acquire |
 //! | 4 | | raise, beside it read the last page |
 //!
-//! A lease that is waited for adds a look a second.
+//! A lease that is waited for adds a look a second. An opening that resumes an
+//! earlier daemon's lease renews it, then looks, then raises; one that finds
+//! unflushed writes looks at the number before it raises it.
 //!
 //! The last page's answer names the blob's size once more: read after the
 //! lease was taken, it settles the size that Get Properties, which ran beside
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::cache::{self, Cache};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::patience::patiently;
@@ -41,6 +44,7 @@ struct Learned {
     blob_size: u64,
     layout: Layout,
     number: u64,
+    cache: Option<Arc<Cache>>,
 }
 
 pub(super) async fn open<S: PageStore>(
@@ -61,17 +65,24 @@ pub(super) async fn open<S: PageStore>(
     };
     // From here on a lease may exist: whatever ends this function early, also
     // its future being dropped, releases it.
-    let lease = HeldLease::new(runtime, blob.isolated(2), options.lease.clone());
+    // A lease that is resumed is another daemon's until that has succeeded.
+    let new = if options.resume {
+        HeldLease::of_an_earlier_daemon
+    } else {
+        HeldLease::new
+    };
+    let lease = new(runtime, blob.isolated(2), options.lease.clone());
     let asked = Instant::now();
     let held = Held::default();
     match take(&blob, &options, &held).await {
         Ok(learned) => {
             let standing = Arc::new(Standing::new(learned.number, asked));
-            let keeper = Keeper::start(lease, Arc::clone(&standing));
+            let keeper = Keeper::start(lease.resumed(), Arc::clone(&standing));
             Ok(volume(blob, &options, &learned, standing, Some(keeper)))
         }
         Err(error) => {
             match held.0.load(Ordering::Relaxed) {
+                _ if options.resume => lease.forget(),
                 NOT_HELD => lease.forget(),
                 // Whoever reads the error finds the lease gone.
                 HELD => {
@@ -101,7 +112,10 @@ async fn take<S: PageStore>(
     held: &Held,
 ) -> Result<Learned, OpenError> {
     let deadline = options.attempt_deadline;
-    let seen = if options.break_lease {
+    let seen = if options.resume {
+        renew(blob, options).await?;
+        properties(blob, deadline).await?
+    } else if options.break_lease {
         let seen = properties(blob, deadline).await?;
         break_lease(blob, &seen, deadline).await?;
         acquire(blob, options, held).await?;
@@ -114,7 +128,32 @@ async fn take<S: PageStore>(
         acquired?;
         seen
     };
-    learn(blob, options, &seen).await
+    // After the lease is ours, before the number is raised.
+    let adopted = cache::adopt(blob, options).await?;
+    let mut learned = learn(blob, options, &seen).await?;
+    learned.cache = cache::start(blob.address(), options, learned.number, adopted).await?;
+    Ok(learned)
+}
+
+/// Renews the lease of an earlier daemon: the store does so only if nobody has
+/// held the blob since.
+async fn renew<S: PageStore>(blob: &S, options: &OpenOptions) -> Result<(), OpenError> {
+    let deadline = options.attempt_deadline;
+    let Err(error) = patiently!(blob.renew_lease(&options.lease, deadline)) else {
+        return Ok(());
+    };
+    if !matches!(error.status(), Some(404 | 409 | 412)) {
+        return Err(error.into());
+    }
+    let mut reason = error.to_string();
+    if let Some(aside) = cache::withdraw(blob.address(), options).await {
+        let (bytes, path) = (aside.dirty_bytes, aside.path.display());
+        reason = format!("{reason}: {bytes} bytes of unflushed writes kept in {path}");
+    }
+    Err(OpenError::Fenced {
+        object: blob.address().to_string(),
+        reason,
+    })
 }
 
 /// Acquires the lease, waiting for somebody else's to end for as long as the
@@ -251,6 +290,7 @@ async fn learn<S: PageStore>(
         blob_size,
         layout,
         number,
+        cache: None,
     })
 }
 
@@ -299,6 +339,7 @@ async fn open_read_only<S: PageStore>(
         blob_size,
         layout,
         number: seen.sequence_number,
+        cache: None,
     };
     let standing = Arc::new(Standing::new(learned.number, Instant::now()));
     Ok(volume(blob, options, &learned, standing, None))
@@ -321,12 +362,15 @@ fn volume<S: PageStore>(
         requests: AtomicU64::new(0),
         trouble: Trouble::default(),
     };
-    Arc::new(Volume::new(
+    let volume = Arc::new(Volume::new(
         io,
         learned.layout,
         learned.layout.usable(learned.blob_size),
+        learned.cache.clone(),
         keeper,
-    ))
+    ));
+    cache::run(&volume);
+    volume
 }
 
 pub(super) fn unusable<S: PageStore>(blob: &S, reason: String) -> OpenError {

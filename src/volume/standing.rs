@@ -146,6 +146,22 @@ impl Standing {
         self.wait(|state| state.confirmed > asked).await
     }
 
+    /// The number that the blob is known to have reached.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.state.borrow().number
+    }
+
+    /// Waits until the blob is known to be past `number`, whoever wanted that;
+    /// returns how far it is.
+    ///
+    /// # Errors
+    /// The volume is fenced.
+    pub async fn news(&self, number: u64) -> Result<u64, Arc<Fenced>> {
+        self.wait(|state| state.number > number).await?;
+        Ok(self.number())
+    }
+
     /// The fence, if it has fallen.
     #[must_use]
     pub fn fenced(&self) -> Option<Arc<Fenced>> {
