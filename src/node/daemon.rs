@@ -132,7 +132,7 @@ async fn stop_registry(registry: &Registry) {
         !table
             .entries
             .values()
-            .any(|e| matches!(e.phase, Phase::Attaching { .. } | Phase::Detaching(_)))
+            .any(|e| matches!(e.phase, Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)))
     });
     if tokio::time::timeout(STOP_PATIENCE, settled).await.is_err() {
         tracing::error!("an attach or detach does not end; leaving its record");
@@ -157,7 +157,7 @@ async fn stop_one(registry: Registry, entry: Entry) {
             tracing::warn!(%name, %volume, %reason, "left as it was found");
             return;
         }
-        Phase::Attaching { .. } | Phase::Detaching(_) => return,
+        Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_) => return,
     };
     let detach = registry.detach(name, false);
     let reason = match tokio::time::timeout(STOP_PATIENCE, detach).await {

@@ -17,6 +17,7 @@ pub mod name;
 pub mod nbd;
 pub mod provision;
 mod record;
+mod recover;
 pub mod registry;
 mod run_dir;
 mod server;

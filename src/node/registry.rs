@@ -5,13 +5,14 @@
 //! |---|---|---|
 //! | attaching | a task that works down `attach.rs`; a record | attached; gone when undone; failed when undoing failed |
 //! | attached | record, lease, device, link; I/O flows | detaching; failed when the kernel let go by other hands |
+//! | recovering | an earlier daemon's record and perhaps device; a task that works down `recover.rs` | attached; detaching when there is no device; stale when told to give up |
 //! | detaching | a task that works down `detach.rs` | gone; back to attached when in use; failed when the kernel kept the device |
 //! | failed | whatever could not be undone | detaching |
-//! | stale | an earlier daemon's device and record, not served | detaching |
+//! | stale | an earlier daemon's device and record, not served because its recovery was given up | detaching |
 //!
 //! Invariants: a name is in the table exactly as long as anything of its
 //! attachment (record, lease, device, link, task) exists. A blob is in it at
-//! most once. Only the task of an attaching or detaching entry touches what
+//! most once. Only the task of an attaching, recovering or detaching entry touches what
 //! the entry owns. The table's lock is held for look-ups and phase changes
 //! alone, never across an await, so that listing waits for nobody.
 
@@ -30,7 +31,7 @@ use super::error::NodeError;
 use super::link::Links;
 use super::name::AttachmentName;
 use super::provision;
-use super::record::Records;
+use super::record::{Record, Records};
 use super::transport::{Device, Transport};
 use crate::blob::LeaseId;
 use crate::volume::{Caching, Volume};
@@ -72,10 +73,20 @@ pub(super) enum Phase {
         stage: watch::Receiver<Stage>,
         cancel: Arc<AtomicBool>,
     },
+    Recovering(Recovering),
     Attached(Arc<Parts>),
     Detaching(Detaching),
     Failed(Arc<Parts>, String),
     Stale(Arc<Parts>, String),
+}
+
+#[derive(Clone)]
+pub(super) struct Recovering {
+    pub parts: Arc<Parts>,
+    /// What it is doing or waiting for.
+    pub doing: watch::Receiver<String>,
+    /// Raised to give up: what waits ends as stale.
+    pub cancel: watch::Sender<bool>,
 }
 
 #[derive(Clone)]
@@ -215,7 +226,17 @@ impl Registry {
     /// # Errors
     /// No such attachment; in use and not forced; the kernel kept the device.
     pub async fn detach(&self, name: &AttachmentName, force: bool) -> Result<Detached, NodeError> {
-        match self.begin_detach(name, force)? {
+        let mut step = self.begin_detach(name, force)?;
+        while let DetachStep::GivingUp(id) = &step {
+            self.wait_until(|table| {
+                let recovering = |e: &&Entry| e.id == *id && matches!(e.phase, Phase::Recovering(_));
+                table.entries.get(name).filter(recovering).is_none()
+            })
+            .await;
+            step = self.begin_detach(name, force)?;
+        }
+        match step {
+            DetachStep::GivingUp(_) => unreachable!("waited for above"),
             DetachStep::Wait(mut outcome) => {
                 let result = outcome.wait_for(Option::is_some).await.map(|r| r.clone());
                 match result {
@@ -249,6 +270,17 @@ impl Registry {
                 return Err(NodeError::new(
                     ErrorCode::Busy,
                     format!("{name} is still being attached ({stage}): wait, or use --force"),
+                ));
+            }
+            Phase::Recovering(recovering) if force => {
+                recovering.cancel.send_replace(true);
+                return Ok(DetachStep::GivingUp(entry.id.clone()));
+            }
+            Phase::Recovering(recovering) => {
+                let doing = recovering.doing.borrow().clone();
+                return Err(NodeError::new(
+                    ErrorCode::Busy,
+                    format!("{name} is still being recovered ({doing}): wait, or use --force"),
                 ));
             }
             Phase::Detaching(detaching) => {
@@ -347,6 +379,18 @@ impl Registry {
         self.poke();
     }
 
+    /// Notices when the kernel lets go of an attachment's device without us.
+    pub(super) fn watch(&self, entry: &Entry, parts: &Parts) {
+        let Some(device) = parts.device.clone() else {
+            return;
+        };
+        let (registry, name, id) = (self.clone(), entry.request.name.clone(), entry.id.clone());
+        tokio::spawn(async move {
+            device.gone().await;
+            registry.lost_device(&name, &id);
+        });
+    }
+
     /// Adds an entry that start-up found.
     pub(super) fn adopt(&self, entry: Entry) {
         let name = entry.request.name.clone();
@@ -369,8 +413,12 @@ impl Registry {
         let mut table = self.0.lock();
         table.stopping = true;
         for entry in table.entries.values() {
-            if let Phase::Attaching { cancel, .. } = &entry.phase {
-                cancel.store(true, Ordering::SeqCst);
+            match &entry.phase {
+                Phase::Attaching { cancel, .. } => cancel.store(true, Ordering::SeqCst),
+                Phase::Recovering(recovering) => {
+                    recovering.cancel.send_replace(true);
+                }
+                _ => {}
             }
         }
     }
@@ -402,9 +450,19 @@ impl Registry {
 enum DetachStep {
     Wait(watch::Receiver<Option<Result<Detached, NodeError>>>),
     Cancelled(String),
+    GivingUp(String),
 }
 
 impl Shared {
+    /// Writes a record.
+    pub async fn write(&self, record: &Record) -> Result<(), NodeError> {
+        let (records, record) = (self.records.clone(), record.clone());
+        let path = records.path(&record.request.name);
+        super::detach::blocking(move || records.write(&record))
+            .await
+            .map_err(|e| NodeError::internal(format!("cannot write {}: {e}", path.display())))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         // Nothing that runs under the lock leaves the table half changed.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -419,6 +477,10 @@ impl Entry {
             Phase::Attaching { stage, .. } => {
                 (State::Attaching, &none, Some(stage.borrow().to_string()))
             }
+            Phase::Recovering(recovering) => {
+                let doing = recovering.doing.borrow().clone();
+                (State::Recovering, &recovering.parts, Some(doing))
+            }
             Phase::Attached(parts) => (State::Attached, parts, None),
             Phase::Detaching(detaching) => (State::Detaching, &detaching.parts, None),
             Phase::Failed(parts, reason) => (State::Failed, parts, Some(reason.clone())),
@@ -426,7 +488,7 @@ impl Entry {
         };
         let status = parts.volume.as_ref().map(|v| v.status());
         let request = &self.request;
-        let linked = matches!(state, State::Attached | State::Stale);
+        let linked = matches!(state, State::Attached | State::Recovering | State::Stale);
         Attachment {
             id: self.id.clone(),
             name: request.name.clone(),

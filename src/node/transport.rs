@@ -69,7 +69,17 @@ pub trait Transport: Send + Sync + 'static {
     /// nothing of it is left.
     fn attach(&self, export: Export) -> BoxFuture<'_, Result<Arc<dyn Device>, TransportError>>;
 
-    /// The device that an earlier daemon made with this id, if it lives.
+    /// Serves the device that an earlier daemon made with the export's id:
+    /// new connections take the place of the dead ones, and what waits in the
+    /// kernel goes on. None when there is no such device. On an error the
+    /// device is as it was.
+    fn resume(
+        &self,
+        export: Export,
+    ) -> BoxFuture<'_, Result<Option<Arc<dyn Device>>, TransportError>>;
+
+    /// The device that an earlier daemon made with this id, if it lives; not
+    /// served, to be detached at most.
     fn find<'a>(
         &'a self,
         id: &'a str,

@@ -114,6 +114,11 @@ impl<S: PageStore> Io<S> {
         let deadline = self.deadline(range.len());
         let mut pace = Pace::default();
         loop {
+            // Somebody else writes to it by now: what it holds is not what
+            // this node's file system believes.
+            if let Some(fenced) = self.standing.fenced() {
+                return Err(self.fenced(&fenced));
+            }
             self.requests.fetch_add(1, Ordering::Relaxed);
             let attempt = self
                 .blob

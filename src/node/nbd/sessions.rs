@@ -64,9 +64,26 @@ impl Sessions {
     ) -> Result<Self, TransportError> {
         let streams = streams
             .into_iter()
-            .map(UnixStream::from_std)
+            .map(|stream| UnixStream::from_std(stream).map(Some))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| TransportError::Failed(format!("cannot use a socket: {error}")))?;
+        Ok(Self::run(export, kernel, sysfs, streams, OnceLock::new()))
+    }
+
+    /// Serves it on a device whose connections are all dead: each is replaced
+    /// as soon as the kernel has noticed.
+    pub fn resume(export: &Export, kernel: KernelNbd, sysfs: Sysfs, index: u32) -> Self {
+        let streams = (0..export.connections).map(|_| None).collect();
+        Self::run(export, kernel, sysfs, streams, index.into())
+    }
+
+    fn run(
+        export: &Export,
+        kernel: KernelNbd,
+        sysfs: Sysfs,
+        streams: Vec<Option<UnixStream>>,
+        index: OnceLock<u32>,
+    ) -> Self {
         let limits = Limits {
             budget: ByteBudget::new(BUDGET),
             ..Limits::default()
@@ -78,7 +95,7 @@ impl Sessions {
             backend: export.id.clone(),
             name: export.name.clone(),
             limits,
-            index: OnceLock::new(),
+            index,
             leaving: watch::Sender::new(false),
             stop: watch::Sender::new(Stop::Run),
             running: watch::Sender::new(streams.len()),
@@ -90,7 +107,7 @@ impl Sessions {
                 tokio::spawn(serve(running, stream)).abort_handle()
             })
             .collect();
-        Ok(Self { shared, tasks })
+        Self { shared, tasks }
     }
 
     /// The kernel picked this index: from now on connections are replaced.
@@ -125,42 +142,49 @@ impl Sessions {
     }
 }
 
-async fn serve(running: Running, mut stream: UnixStream) {
+async fn serve(running: Running, mut stream: Option<UnixStream>) {
     let shared = &running.0;
     loop {
+        let Some(alive) = stream.take() else {
+            stream = shared.replace_or_leave().await;
+            match &stream {
+                Some(_) => continue,
+                None => return,
+            }
+        };
         let session = Session::kernel(shared.limits.clone());
         let stop = shared.stop.subscribe();
-        match transmit(stream, shared.volume.clone(), session, stop).await {
+        match transmit(alive, shared.volume.clone(), session, stop).await {
             Ok(Ended::Disconnected | Ended::Closed | Ended::Paused { .. }) => return,
             Ok(Ended::Vanished) => {
                 tracing::warn!(name = shared.name, "the kernel gave up a connection");
             }
             Err(error) => tracing::warn!(name = shared.name, %error, "a connection broke"),
         }
-        let mut leaving = shared.leaving.subscribe();
-        let replaced = tokio::select! {
-            replaced = shared.replace() => replaced,
-            // The sender lives in what we hold.
-            _ = leaving.wait_for(|leaving| *leaving) => None,
-        };
-        match replaced {
-            Some(next) => stream = next,
-            None => return,
-        }
     }
 }
 
 impl Shared {
+    /// As [`Shared::replace`], until the device is taken apart.
+    async fn replace_or_leave(&self) -> Option<UnixStream> {
+        let mut leaving = self.leaving.subscribe();
+        tokio::select! {
+            replaced = self.replace() => replaced,
+            // The sender lives in what we hold.
+            _ = leaving.wait_for(|leaving| *leaving) => None,
+        }
+    }
+
     /// A new connection to our device in place of a dead one; none when the
     /// device is ours no more.
     async fn replace(&self) -> Option<UnixStream> {
         let index = *self.index.get()?;
-        let mut pause = FIRST_PAUSE;
+        let mut pause = Duration::ZERO;
         loop {
-            // The kernel marks a connection dead only when it next uses it,
-            // and drops a new one without a word as long as none is.
+            // It takes the kernel a moment to mark a connection dead, and as
+            // long as none is, it drops a new one without a word.
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
             match self.reconfigure(index).await {
                 Ok(Some(stream)) => {
                     tracing::info!(name = self.name, index, "connection replaced");
