@@ -14,7 +14,7 @@ fn lane(kernel: &str, timeout: u32, script: &str) {
     let mut command = Command::new(format!("{REPO}/tests/kernel/run"));
     command.args(["--kernel", kernel, "--timeout", &timeout.to_string()]);
     command.args(["--env", &format!("DYSK_BIN={}", bin.display())]);
-    for name in ["DYSK_KILLS", "DYSK_SEED"] {
+    for name in ["DYSK_KILLS", "DYSK_SEED", "DYSK_TAKEOVERS"] {
         if let Ok(value) = std::env::var(name) {
             command.args(["--env", &format!("{name}={value}")]);
         }
@@ -50,4 +50,14 @@ fn kills_under_load_lose_nothing_on_6_1() {
 #[test]
 fn kills_under_load_lose_nothing_on_6_12() {
     lane("6.12", 300 + 60 * kills(), "kill");
+}
+
+#[test]
+fn a_new_daemon_takes_over_without_an_error_on_6_1() {
+    lane("6.1", 600, "takeover");
+}
+
+#[test]
+fn a_new_daemon_takes_over_without_an_error_on_6_12() {
+    lane("6.12", 600, "takeover");
 }

@@ -12,6 +12,7 @@ pub mod client;
 pub mod daemon;
 mod detach;
 pub mod error;
+mod handover;
 mod link;
 pub mod name;
 pub mod nbd;

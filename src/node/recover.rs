@@ -27,7 +27,7 @@ use super::detach;
 use super::error::NodeError;
 use super::record::{Record, this_boot};
 use super::registry::{Detaching, Entry, Parts, Phase, Recovering, Registry};
-use super::transport::{Device, Export};
+use super::transport::{Device, Export, Parked};
 use crate::blob::LeaseId;
 use crate::blob::retry::Backoff;
 use crate::volume::{OpenError, OpenOptions, Volume};
@@ -37,7 +37,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Enters the record's attachment into the table and recovers it in a task.
-pub(super) fn begin(registry: &Registry, record: Record) {
+pub(super) fn begin(registry: &Registry, record: Record, inherited: Option<Inherited>) {
     let (doing_sender, doing) = watch::channel("looking for its device".to_owned());
     let cancel = watch::Sender::new(false);
     let parts = Parts {
@@ -68,8 +68,16 @@ pub(super) fn begin(registry: &Registry, record: Record) {
         parts,
         doing: doing_sender,
         cancelled,
+        inherited,
     };
     tokio::spawn(recovery.run());
+}
+
+/// What a running daemon handed over: its volume, opened again here, and its
+/// connections.
+pub(super) struct Inherited {
+    pub volume: Arc<Volume>,
+    pub parked: Vec<Parked>,
 }
 
 struct Recovery {
@@ -79,6 +87,7 @@ struct Recovery {
     parts: Parts,
     doing: watch::Sender<String>,
     cancelled: watch::Receiver<bool>,
+    inherited: Option<Inherited>,
 }
 
 /// How a recovery ends.
@@ -146,11 +155,15 @@ impl Recovery {
         self.parts.device_path = Some(device.path().to_owned());
         // Not served; what a detach needs if this is given up.
         self.parts.device = Some(device);
-        let Ok(volume) = self.open().await else {
-            return End::GivenUp;
+        let (volume, parked) = match self.inherited.take() {
+            Some(Inherited { volume, parked }) => (volume, parked),
+            None => match self.open().await {
+                Ok(volume) => (volume, Vec::new()),
+                Err(GivenUp) => return End::GivenUp,
+            },
         };
         self.parts.volume = Some(volume.clone());
-        match self.serve(volume).await {
+        match self.serve(volume, parked).await {
             Some(device) => self.parts.device = Some(device),
             None => {
                 self.parts.device = None;
@@ -189,32 +202,11 @@ impl Recovery {
     }
 
     async fn open_once(&mut self) -> Result<Result<Arc<Volume>, NodeError>, GivenUp> {
-        let request = &self.record.request;
-        let blob = account::open_blob(&request.account, &request.container, &request.blob).await;
-        let (_, blob) = match blob {
-            Ok(blob) => blob,
-            Err(error) => return Ok(Err(error)),
-        };
-        let lease = self.record.lease.clone().map(LeaseId::from_text);
-        let options = OpenOptions {
-            read_only: request.read_only,
-            caching: request.caching,
-            resume: true,
-            // Read-only takes no lease: this one is never used.
-            ..OpenOptions::new(lease.unwrap_or_else(LeaseId::random))
-        };
-        let known = self.record.size.zip(self.record.layout);
-        let mut cancelled = self.cancelled.clone();
+        let (record, mut cancelled) = (self.record.clone(), self.cancelled.clone());
         let work = move || async move {
-            let (again, resumed) = (blob.clone(), options.clone());
             tokio::select! {
                 biased;
-                opened = Volume::open(again, resumed) => Ok(match (opened, known) {
-                    (Err(OpenError::Fenced { reason, .. }), Some(known)) => {
-                        Ok(Volume::fenced(blob, &options, known, reason))
-                    }
-                    (opened, _) => opened.map_err(NodeError::from),
-                }),
+                opened = open_again(&record) => Ok(opened),
                 _ = cancelled.wait_for(|cancelled| *cancelled) => Err(GivenUp),
             }
         };
@@ -226,7 +218,7 @@ impl Recovery {
 
     /// New connections; none when the device is not there any more. Not given
     /// up: the volume is open, and the kernel answers.
-    async fn serve(&self, volume: Arc<Volume>) -> Option<Arc<dyn Device>> {
+    async fn serve(&self, volume: Arc<Volume>, mut parked: Vec<Parked>) -> Option<Arc<dyn Device>> {
         self.doing.send_replace("reconnecting the device".into());
         if let Some(fenced) = volume.status().fenced {
             tracing::error!(
@@ -244,7 +236,7 @@ impl Recovery {
                 connections: self.record.request.connections.unwrap_or(CONNECTIONS),
                 volume: volume.clone(),
             };
-            match self.registry.0.transport.resume(export).await {
+            match self.registry.0.transport.resume(export, std::mem::take(&mut parked)).await {
                 Ok(device) => return device,
                 Err(error) => {
                     let name = &self.record.request.name;
@@ -294,6 +286,29 @@ impl Recovery {
             () = tokio::time::sleep(backoff.pause(None)) => Ok(()),
             _ = self.cancelled.wait_for(|cancelled| *cancelled) => Err(GivenUp),
         }
+    }
+}
+
+/// Opens the volume of a record under its lease; fenced when that is somebody
+/// else's by now. Dropped or failed, the lease is as it was.
+pub(super) async fn open_again(record: &Record) -> Result<Arc<Volume>, NodeError> {
+    let request = &record.request;
+    let (_, blob) =
+        account::open_blob(&request.account, &request.container, &request.blob).await?;
+    let lease = record.lease.clone().map(LeaseId::from_text);
+    let options = OpenOptions {
+        read_only: request.read_only,
+        caching: request.caching,
+        resume: true,
+        // Read-only takes no lease: this one is never used.
+        ..OpenOptions::new(lease.unwrap_or_else(LeaseId::random))
+    };
+    let known = record.size.zip(record.layout);
+    match (Volume::open(blob.clone(), options.clone()).await, known) {
+        (Err(OpenError::Fenced { reason, .. }), Some(known)) => {
+            Ok(Volume::fenced(blob, &options, known, reason))
+        }
+        (opened, _) => Ok(opened?),
     }
 }
 

@@ -57,6 +57,8 @@ pub(super) struct Shared {
 pub(super) struct Table {
     pub entries: BTreeMap<AttachmentName, Entry>,
     pub stopping: bool,
+    /// Another daemon is taking everything over.
+    pub handing_over: bool,
 }
 
 #[derive(Clone)]
@@ -178,7 +180,7 @@ impl Registry {
     pub fn attach(&self, request: AttachRequest) -> Result<Admission, NodeError> {
         check(&request)?;
         let mut table = self.0.lock();
-        if table.stopping {
+        if table.stopping || table.handing_over {
             return Err(stopping());
         }
         if let Some(existing) = conflict(&table, &request)? {
@@ -259,6 +261,9 @@ impl Registry {
 
     fn begin_detach(&self, name: &AttachmentName, force: bool) -> Result<DetachStep, NodeError> {
         let mut table = self.0.lock();
+        if table.handing_over {
+            return Err(stopping());
+        }
         let entry = table.entries.get_mut(name).ok_or_else(|| unknown(name))?;
         let parts = match &entry.phase {
             Phase::Attaching { cancel, .. } if force => {
@@ -406,6 +411,11 @@ impl Registry {
         }
         drop(table);
         self.poke();
+    }
+
+    /// Refuses attaches and detaches while `on`.
+    pub(super) fn set_handing_over(&self, on: bool) {
+        self.0.lock().handing_over = on;
     }
 
     /// Refuses attaches from now on and cancels those under way.

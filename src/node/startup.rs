@@ -2,18 +2,23 @@
 //! task of its own, see [`super::recover`]; one that cannot be read is put
 //! aside and logged, never guessed at.
 
+use std::collections::HashMap;
 use std::io;
 
 use super::detach;
-use super::recover;
+use super::recover::{self, Inherited};
 use super::registry::Registry;
 
-/// Takes stock of the records. Their names are taken from here on; nothing
+/// Takes stock of the records; what was `inherited`, by attachment id, goes on
+/// at once. Their names are taken from here on; nothing
 /// here waits for the kernel or the store.
 ///
 /// # Errors
 /// When the records cannot be read.
-pub(super) async fn take_stock(registry: &Registry) -> io::Result<()> {
+pub(super) async fn take_stock(
+    registry: &Registry,
+    mut inherited: HashMap<String, Inherited>,
+) -> io::Result<()> {
     let records = registry.0.records.clone();
     let (found, unreadable) = detach::blocking(move || records.load()).await?;
     for file in unreadable {
@@ -25,7 +30,8 @@ pub(super) async fn take_stock(registry: &Registry) -> io::Result<()> {
         );
     }
     for record in found {
-        recover::begin(registry, record);
+        let inherited = inherited.remove(&record.id);
+        recover::begin(registry, record, inherited);
     }
     Ok(())
 }

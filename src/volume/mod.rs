@@ -241,6 +241,11 @@ impl<S: PageStore> Volume<S> {
         }
     }
 
+    /// Waits until no request is under way.
+    pub async fn idle(&self) {
+        self.gate.empty().await;
+    }
+
     /// Refuses new I/O, waits for what is under way, flushes what is cached,
     /// releases the lease. May be called again.
     ///

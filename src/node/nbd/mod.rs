@@ -15,7 +15,7 @@ mod sessions;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::transport::{BoxFuture, Device, Export, Transport, TransportError};
+use super::transport::{BoxFuture, Device, Export, Parked, Transport, TransportError};
 use crate::device::BlockDevice;
 use crate::nbd::kernel::{Connect, KernelError, KernelNbd, QueueLimits, SocketPair, Sysfs};
 use crate::nbd::negotiation;
@@ -144,6 +144,7 @@ impl Transport for NbdTransport {
     fn resume(
         &self,
         export: Export,
+        parked: Vec<Parked>,
     ) -> BoxFuture<'_, Result<Option<Arc<dyn Device>>, TransportError>> {
         Box::pin(async move {
             let Some(index) = self.index_of(&export.id).await? else {
@@ -151,7 +152,7 @@ impl Transport for NbdTransport {
             };
             let kernel = self.kernel().await?;
             let sysfs = self.sysfs.clone();
-            let sessions = Sessions::resume(&export, kernel.clone(), sysfs.clone(), index);
+            let sessions = Sessions::resume(&export, kernel.clone(), sysfs.clone(), index, parked)?;
             set_queue_later(sysfs.clone(), index);
             let path = sysfs.node(index);
             let device = NbdDevice::new(kernel, sysfs, index, export.id, path, Some(sessions));
