@@ -53,9 +53,9 @@ impl Environment {
         let variable = |name: &str| match std::env::var(name) {
             Ok(value) if !value.trim().is_empty() => Ok(Some(value.trim().to_owned())),
             Ok(_) | Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => {
-                Err(CliError::failed(format!("{name} is not utf-8: set it anew")))
-            }
+            Err(std::env::VarError::NotUnicode(_)) => Err(CliError::failed(format!(
+                "{name} is not utf-8: set it anew"
+            ))),
         };
         let secret = |name: &str| Ok::<_, CliError>(variable(name)?.map(Zeroizing::new));
         Ok(Self {
@@ -189,8 +189,14 @@ mod tests {
             (None, "https://acct.blob.core.windows.net"),
             (Some("china"), "https://acct.blob.core.chinacloudapi.cn"),
             (Some("usgov"), "https://acct.blob.core.usgovcloudapi.net"),
-            (Some("core.example.net"), "https://acct.blob.core.example.net"),
-            (Some("blob.core.example.net"), "https://acct.blob.core.example.net"),
+            (
+                Some("core.example.net"),
+                "https://acct.blob.core.example.net",
+            ),
+            (
+                Some("blob.core.example.net"),
+                "https://acct.blob.core.example.net",
+            ),
         ] {
             assert_eq!(endpoint("acct", realm), expected);
         }

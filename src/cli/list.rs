@@ -117,7 +117,12 @@ fn fields(attachment: &Attachment) -> Vec<(&'static str, String)> {
         ("format", layout.into()),
         (
             "access",
-            if attachment.read_only { "read-only" } else { "read-write" }.into(),
+            if attachment.read_only {
+                "read-only"
+            } else {
+                "read-write"
+            }
+            .into(),
         ),
         (
             "fenced",

@@ -209,10 +209,16 @@ mod tests {
             for argument in command.get_arguments() {
                 let id = argument.get_id().as_str();
                 assert!(
-                    !matches!(id, "key" | "account_key" | "sas" | "sas_token" | "connection_string"),
+                    !matches!(
+                        id,
+                        "key" | "account_key" | "sas" | "sas_token" | "connection_string"
+                    ),
                     "{id}"
                 );
-                assert!(argument.get_env().is_none(), "{id} shows an environment variable");
+                assert!(
+                    argument.get_env().is_none(),
+                    "{id} shows an environment variable"
+                );
             }
         }
     }

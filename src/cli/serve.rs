@@ -142,7 +142,8 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self, CliError> {
         let wait = |kind| {
-            signal(kind).map_err(|error| CliError::failed(format!("cannot wait for signals: {error}")))
+            signal(kind)
+                .map_err(|error| CliError::failed(format!("cannot wait for signals: {error}")))
         };
         Ok(Self {
             interrupt: wait(SignalKind::interrupt())?,

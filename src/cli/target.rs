@@ -85,11 +85,7 @@ impl Target {
 }
 
 /// The reference with account and blob filled in where they can be known.
-fn parse(
-    text: &str,
-    name: Option<&AttachmentName>,
-    found: &Found,
-) -> Result<VolumeRef, CliError> {
+fn parse(text: &str, name: Option<&AttachmentName>, found: &Found) -> Result<VolumeRef, CliError> {
     let whole = if text.contains('/') {
         text.to_owned()
     } else {

@@ -21,7 +21,8 @@ mod tests {
 
     #[test]
     fn says_its_version_and_refuses_the_rest() {
-        let run = |arguments: &[&str]| run(&arguments.iter().map(OsString::from).collect::<Vec<_>>());
+        let run =
+            |arguments: &[&str]| run(&arguments.iter().map(OsString::from).collect::<Vec<_>>());
         let version = format!("csi-dysk {}", env!("CARGO_PKG_VERSION"));
         assert_eq!(run(&["--version"]), Ok(version.clone()));
         assert_eq!(run(&["version"]), Ok(version));

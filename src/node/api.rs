@@ -421,7 +421,10 @@ mod tests {
             ("\"vol1\"", "\"../vol1\""),
         ] {
             let changed = REQUEST.replacen(from, to, 1);
-            assert!(serde_json::from_str::<AttachRequest>(&changed).is_err(), "{changed}");
+            assert!(
+                serde_json::from_str::<AttachRequest>(&changed).is_err(),
+                "{changed}"
+            );
         }
     }
 

@@ -67,7 +67,9 @@ impl Task {
         tracing::info!(%name, %volume, id = %self.entry.id, "attach begins");
         let mut done = Done::default();
         let result = match self.advance(&mut done).await {
-            Ok(()) => self.registry.commit(&self.entry, Arc::new(done.parts.clone())),
+            Ok(()) => self
+                .registry
+                .commit(&self.entry, Arc::new(done.parts.clone())),
             Err(error) => Err(error),
         };
         match result {
@@ -139,7 +141,9 @@ impl Task {
         let (links, name) = (shared.links.clone(), request.name.clone());
         let link = detach::blocking(move || links.make(&name, &path))
             .await
-            .map_err(|e| NodeError::internal(format!("cannot make the link of {}: {e}", request.name)))?;
+            .map_err(|e| {
+                NodeError::internal(format!("cannot make the link of {}: {e}", request.name))
+            })?;
         done.parts.link = Some(link);
         Ok(())
     }
@@ -158,14 +162,15 @@ impl Task {
         // Nobody was told the device's name, so whoever has it open is a
         // prober: it does not keep the device.
         let effort = Effort::forced();
-        let mut warnings = match detach::take_apart(&self.registry, &self.entry, &parts, effort).await {
-            Ok(warnings) => warnings,
-            Err(error) => {
-                tracing::error!(%name, %error, "a failed attach could not be undone");
-                let phase = Phase::Failed(parts, error.to_string());
-                return self.registry.set_phase(name, &self.entry.id, phase);
-            }
-        };
+        let mut warnings =
+            match detach::take_apart(&self.registry, &self.entry, &parts, effort).await {
+                Ok(warnings) => warnings,
+                Err(error) => {
+                    tracing::error!(%name, %error, "a failed attach could not be undone");
+                    let phase = Phase::Failed(parts, error.to_string());
+                    return self.registry.set_phase(name, &self.entry.id, phase);
+                }
+            };
         if let Some((blob, disk)) = done.created {
             if let Err(error) = provision::take_back(&blob, disk).await {
                 warnings.push(error.to_string());

@@ -176,10 +176,9 @@ impl Client {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|error| self.unreachable(&error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|e| self.broken(e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.broken(e))?;
         // Ends when sender and answer are dropped, and closes the socket:
         // what tells the daemon that nobody waits any more.
         tokio::spawn(async move {

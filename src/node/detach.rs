@@ -117,7 +117,10 @@ pub(super) async fn take_apart(
     if let Some(device) = parts.device_path.clone() {
         let (links, name) = (registry.0.links.clone(), entry.request.name.clone());
         if let Err(error) = blocking(move || links.remove(&name, &device)).await {
-            warnings.push(format!("cannot remove the link of {}: {error}", entry.request.name));
+            warnings.push(format!(
+                "cannot remove the link of {}: {error}",
+                entry.request.name
+            ));
         }
     }
     if let Err(error) = close(entry, parts, &mut effort).await {
@@ -156,8 +159,7 @@ async fn close(entry: &Entry, parts: &Parts, effort: &mut Effort) -> Result<(), 
         return Ok(());
     };
     let request = &entry.request;
-    let (_, blob) =
-        account::open_blob(&request.account, &request.container, &request.blob).await?;
+    let (_, blob) = account::open_blob(&request.account, &request.container, &request.blob).await?;
     match blob.release_lease(lease, account::ATTEMPT_DEADLINE).await {
         // Somebody else's by now, or nobody's: nothing of ours to release.
         Err(error) if matches!(error.status(), Some(404 | 409 | 412)) => Ok(()),

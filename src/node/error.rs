@@ -58,7 +58,9 @@ impl From<OpenError> for NodeError {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Storage(error) => error.into(),
-            OpenError::Leased { .. } | OpenError::Fenced { .. } => Self::new(ErrorCode::Leased, error.to_string()),
+            OpenError::Leased { .. } | OpenError::Fenced { .. } => {
+                Self::new(ErrorCode::Leased, error.to_string())
+            }
             OpenError::Unusable { .. } => Self::new(ErrorCode::UnusableBlob, error.to_string()),
         }
     }
@@ -137,7 +139,11 @@ mod tests {
              check the account name, --endpoint and the resolver"
         );
         error.detail = ": own remedy".into();
-        assert!(NodeError::from(error).to_string().ends_with("found: own remedy"));
+        assert!(
+            NodeError::from(error)
+                .to_string()
+                .ends_with("found: own remedy")
+        );
     }
 
     #[test]

@@ -85,11 +85,24 @@ mod tests {
     fn takes_plain_words_and_refuses_what_could_leave_a_directory() {
         let longest = "a".repeat(63);
         for good in ["a", "vol1", "A.b_c-9", "_x", longest.as_str()] {
-            assert_eq!(good.parse::<AttachmentName>().map(String::from), Ok(good.into()));
+            assert_eq!(
+                good.parse::<AttachmentName>().map(String::from),
+                Ok(good.into())
+            );
         }
         let too_long = "a".repeat(64);
         for bad in [
-            "", ".", "..", ".x", "-x", "a/b", "a b", "ä", "a\n", "a\0", too_long.as_str(),
+            "",
+            ".",
+            "..",
+            ".x",
+            "-x",
+            "a/b",
+            "a b",
+            "ä",
+            "a\n",
+            "a\0",
+            too_long.as_str(),
         ] {
             assert!(bad.parse::<AttachmentName>().is_err(), "{bad:?}");
         }
@@ -103,7 +116,10 @@ mod tests {
             ("data", "data"),
             ("x.vhd.vhd", "x.vhd"),
         ] {
-            assert_eq!(AttachmentName::of_blob(blob).map(String::from), Ok(name.into()));
+            assert_eq!(
+                AttachmentName::of_blob(blob).map(String::from),
+                Ok(name.into())
+            );
         }
         assert!(AttachmentName::of_blob("a/.vhd").is_err());
     }

@@ -80,11 +80,7 @@ pub async fn take_back(blob: &PageBlob, disk: NewDisk) -> Result<(), NodeError> 
     deleted.map_err(left)
 }
 
-async fn delete_if_blank(
-    blob: &PageBlob,
-    disk: NewDisk,
-    lease: &LeaseId,
-) -> Result<(), NodeError> {
+async fn delete_if_blank(blob: &PageBlob, disk: NewDisk, lease: &LeaseId) -> Result<(), NodeError> {
     // Shorter than the lease, so that what is checked is what is deleted.
     let deadline = Duration::from_secs(5);
     let held = Conditions::lease(lease);
@@ -97,6 +93,7 @@ async fn delete_if_blank(
             "somebody has written to it",
         ));
     }
-    blob.delete(DeleteSnapshots::Refuse, &held, deadline).await?;
+    blob.delete(DeleteSnapshots::Refuse, &held, deadline)
+        .await?;
     Ok(())
 }

@@ -253,7 +253,10 @@ pub(super) mod tests {
         let text = fs::read_to_string(records.path(&good.request.name)).expect("read");
         for (file, text) in [
             ("torn.json", &text[..text.len() / 2]),
-            ("newer.json", &text.replace("\"format\": 1", "\"format\": 2")),
+            (
+                "newer.json",
+                &text.replace("\"format\": 1", "\"format\": 2"),
+            ),
             ("moved.json", &text),
             (".dead.draft", "x"),
         ] {

@@ -596,10 +596,16 @@ fn check(request: &AttachRequest) -> Result<(), NodeError> {
         return refuse(invalid, "account, container and blob must all be named");
     }
     if request.read_only && request.create.is_some() {
-        return refuse(invalid, "a new disk cannot be attached read-only: create it first");
+        return refuse(
+            invalid,
+            "a new disk cannot be attached read-only: create it first",
+        );
     }
     if request.read_only && request.break_lease {
-        return refuse(invalid, "a read-only attach takes no lease: leave out --break-lease");
+        return refuse(
+            invalid,
+            "a read-only attach takes no lease: leave out --break-lease",
+        );
     }
     request.create.map_or(Ok(()), provision::check_size)
 }

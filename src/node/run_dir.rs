@@ -139,7 +139,10 @@ mod tests {
         assert_eq!(mode & 0o777, 0o700);
         let error = RunDir::claim(&path).expect_err("second");
         let pid = std::process::id();
-        assert!(error.to_string().contains(&format!("(pid {pid})")), "{error}");
+        assert!(
+            error.to_string().contains(&format!("(pid {pid})")),
+            "{error}"
+        );
         drop(first);
         RunDir::claim(&path).expect("free again");
     }

@@ -153,10 +153,9 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
             format!("{method} is not for {path}: it takes {allowed}"),
         );
         let mut answer = refusal(error);
-        answer.headers_mut().insert(
-            ALLOW,
-            hyper::header::HeaderValue::from_static(allowed),
-        );
+        answer
+            .headers_mut()
+            .insert(ALLOW, hyper::header::HeaderValue::from_static(allowed));
         Ok(answer)
     };
     match path.strip_prefix("/v1/") {

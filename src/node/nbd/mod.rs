@@ -115,7 +115,14 @@ impl NbdTransport {
         sessions.connected(index);
         let sysfs = self.sysfs.clone();
         let path = sysfs.node(index);
-        let device = NbdDevice::new(kernel, sysfs.clone(), index, export.id, path, Some(sessions));
+        let device = NbdDevice::new(
+            kernel,
+            sysfs.clone(),
+            index,
+            export.id,
+            path,
+            Some(sessions),
+        );
         let ready = blocking(move || {
             sysfs.set_queue(index, QueueLimits::default())?;
             tracing::debug!(index, "queue limits set");

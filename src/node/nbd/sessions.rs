@@ -156,7 +156,10 @@ impl Sessions {
     pub async fn end(&self) {
         self.leaving();
         self.shared.stop.send_replace(Stop::Close);
-        if tokio::time::timeout(END_PATIENCE, self.ended()).await.is_err() {
+        if tokio::time::timeout(END_PATIENCE, self.ended())
+            .await
+            .is_err()
+        {
             for task in &self.tasks {
                 task.abort();
             }

@@ -47,6 +47,7 @@ impl Budget {
 pub struct Share {
     budget: Arc<Budget>,
     held: u64,
+    /// Refusals that were seen and met.
     seen: u64,
 }
 
@@ -93,15 +94,19 @@ impl Share {
         self.budget.used.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many blocks to give back, because others were refused since the
-    /// last time this was asked.
+    /// How many blocks to give back, because others were refused; asked again
+    /// until they are given.
     pub fn owed(&mut self) -> u64 {
         let refused = self.budget.refused.load(Ordering::Relaxed);
-        if refused == std::mem::replace(&mut self.seen, refused) {
+        if refused == self.seen {
             return 0;
         }
         let members = self.budget.members.load(Ordering::Relaxed).max(1);
-        self.held.saturating_sub(self.budget.blocks / members)
+        let owed = self.held.saturating_sub(self.budget.blocks / members);
+        if owed == 0 {
+            self.seen = refused;
+        }
+        owed
     }
 }
 
@@ -125,7 +130,9 @@ mod tests {
         let mut second = Share::join(budget.clone());
         assert!(!second.take());
         assert_eq!(first.owed(), 4);
+        assert_eq!(first.owed(), 4, "still");
         (0..4).for_each(|_| first.give());
+        assert_eq!((first.owed(), first.owed()), (0, 0));
         assert_eq!((0..10).filter(|_| second.take()).count(), 4);
         assert_eq!(budget.used(), 8 * BLOCK);
         drop((first, second));

@@ -663,3 +663,224 @@ fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<Entry>) {
     });
     (block.slot, entry)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::volume::cache::budget::Budget;
+    use crate::volume::cache::layout::{BLOCK_LEN, Header};
+
+    fn core(folder: &std::path::Path, slots: u32) -> Core {
+        let header = Header {
+            generation: 0,
+            slots,
+            epoch: 1,
+            flushed: 0,
+            volume: [0; 32],
+            address: "acct/dysks/vol1.vhd".into(),
+            lease: "l".into(),
+            boot: "b".into(),
+        };
+        let staging = Staging::create(&folder.join("v.staging"), true, header, Some(true)).unwrap();
+        Core::new(
+            Index::new(slots, 0),
+            staging,
+            Share::join(Budget::unlimited()),
+        )
+    }
+
+    fn read(core: &mut Core, range: Range) -> Copied {
+        let mut copied = Copied::default();
+        core.copy(range, range, &mut copied).unwrap();
+        copied
+    }
+
+    /// The table in the file, next to what the index would have there.
+    fn check(core: &Core) {
+        core.index.check();
+        let (mut table, torn) = core.staging.table().unwrap();
+        let mut expected: Vec<(u32, Entry)> = core
+            .index
+            .range(0..u64::MAX)
+            .filter_map(|(number, block)| {
+                let (slot, entry) = entry_of(number, block, block.dirty);
+                Some((slot, entry?))
+            })
+            .collect();
+        expected.sort_by_key(|(slot, _)| *slot);
+        // Sums of clean sectors are left over in memory and mean nothing.
+        for (_, entry) in table.iter_mut().chain(&mut expected) {
+            for sector in 0..SECTORS {
+                if entry.dirty & (1 << sector) == 0 {
+                    entry.sums[sector] = 0;
+                }
+            }
+        }
+        assert_eq!((table, torn), (expected, 0));
+    }
+
+    #[test]
+    fn a_full_file_system_stages_no_more_than_fits() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut core = core(folder.path(), 64);
+        core.staging.full_from = Some(3);
+        let data = vec![7; 8 * BLOCK_LEN];
+        let mut staged = 0;
+        while staged < data.len() {
+            let step = core.stage(staged as u64, &data[staged..]);
+            assert!(!step.failed, "full is no failure");
+            check(&core);
+            if step.bytes == 0 {
+                break;
+            }
+            staged += step.bytes;
+        }
+        // A run that hits the end is not staged, but single blocks are.
+        for block in 0..8u64 {
+            core.stage(block * BLOCK, &data[..BLOCK_LEN]);
+        }
+        check(&core);
+        assert!(core.index.dirty_blocks() <= 3);
+        let before = core.index.dirty_blocks();
+        // With room again, growth goes on after the next look at the clock.
+        core.staging.full_from = None;
+        core.stage(40 * BLOCK, &data[..BLOCK_LEN]);
+        core.tick(Instant::now(), Duration::from_secs(5));
+        assert_eq!(core.stage(41 * BLOCK, &data[..BLOCK_LEN]).bytes, BLOCK_LEN);
+        assert!(core.index.dirty_blocks() > before);
+        check(&core);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Stage(Range),
+        Fill(Range),
+        Through(Range, bool),
+        Clear(Range),
+        Pick,
+        Send,
+        Finish(bool),
+        Full(Option<u32>),
+        Tick,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let range =
+            || (0u64..400, 1u64..40).prop_map(|(page, pages)| Range::at(page * PAGE, pages * PAGE));
+        let step = prop_oneof![
+            6 => range().prop_map(Step::Stage),
+            3 => range().prop_map(Step::Fill),
+            2 => (range(), any::<bool>()).prop_map(|(range, known)| Step::Through(range, known)),
+            1 => range().prop_map(Step::Clear),
+            3 => Just(Step::Pick),
+            3 => Just(Step::Send),
+            3 => any::<bool>().prop_map(Step::Finish),
+            1 => proptest::option::of(0u32..32).prop_map(Step::Full),
+            1 => Just(Step::Tick),
+        ];
+        proptest::collection::vec(step, 1..120)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Bookkeeping and file agree after every step, and a write-back that
+        /// counts as delivered delivered the last bytes staged before its copy.
+        #[test]
+        fn index_and_file_agree(steps in steps()) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut core = core(folder.path(), 32);
+            let mut model = vec![0u8; 440 * SECTOR];
+            let mut store = model.clone();
+            let mut stamp = 0u8;
+            let mut picked: Option<Picked> = None;
+            let mut sent: Option<Vec<(u64, Vec<u8>)>> = None;
+            let at = |range: &Range| len_of(range.start)..len_of(range.end);
+            // Within the range lock, changes of the picked blocks wait.
+            let free = |picked: &Option<Picked>, range: &Range| picked.as_ref().is_none_or(|picked| {
+                let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
+                picked.blocks.end <= blocks.start || blocks.end <= picked.blocks.start
+            });
+            for step in steps {
+                stamp = stamp.wrapping_add(1).max(1);
+                match step {
+                    Step::Stage(range) => {
+                        let staged = core.stage(range.start, &vec![stamp; len_of(range.len())]);
+                        let end = range.start + staged.bytes as u64;
+                        model[at(&Range { start: range.start, end })].fill(stamp);
+                    }
+                    Step::Fill(range) => {
+                        let copied = read(&mut core, range);
+                        if let Some(id) = copied.fill {
+                            for part in copied.missing {
+                                core.fill(id, part, &store[at(&part)]);
+                            }
+                            core.unregister(id);
+                        }
+                    }
+                    Step::Through(range, known) if free(&picked, &range) => {
+                        let id = core.begin_change(range);
+                        if known {
+                            let bytes = vec![stamp; len_of(range.len())];
+                            core.wrote(range.start, &bytes).unwrap();
+                            store[at(&range)].fill(stamp);
+                            model[at(&range)].fill(stamp);
+                        }
+                        core.end_change(id, known);
+                    }
+                    Step::Clear(range) if free(&picked, &range) => {
+                        let id = core.begin_change(range);
+                        let mut rest = range;
+                        while !rest.is_empty() {
+                            rest = core.cleared(rest).unwrap();
+                        }
+                        store[at(&range)].fill(0);
+                        model[at(&range)].fill(0);
+                        core.end_change(id, true);
+                    }
+                    Step::Pick if picked.is_none() => {
+                        core.want_flushed();
+                        picked = core.pick();
+                    }
+                    Step::Send => if let (Some(picked), None) = (&picked, &sent) {
+                        let mut pieces = Vec::new();
+                        core.send(picked.blocks.clone(), &mut pieces).unwrap();
+                        for (offset, data) in &pieces {
+                            let range = Range::at(*offset, data.len() as u64);
+                            prop_assert_eq!(&model[at(&range)], &data[..]);
+                        }
+                        sent = Some(pieces);
+                    },
+                    Step::Finish(delivered) => if let Some(run) = picked.take() {
+                        let delivered = delivered && sent.is_some();
+                        for (offset, data) in sent.take().into_iter().flatten() {
+                            let range = Range::at(offset, data.len() as u64);
+                            if delivered {
+                                store[at(&range)].copy_from_slice(&data);
+                            }
+                        }
+                        core.finish(run.blocks.clone(), delivered);
+                        core.index.finished(&run);
+                    },
+                    Step::Full(from) => core.staging.full_from = from,
+                    Step::Tick => core.tick(Instant::now(), Duration::from_secs(5)),
+                    _ => {}
+                }
+                check(&core);
+                let whole = Range::at(0, model.len() as u64);
+                for section in (whole.start..whole.end).step_by(len_of(SECTION)) {
+                    let section = Range { start: section, end: whole.end.min(section + SECTION) };
+                    let mut copied = read(&mut core, section);
+                    core.unregister(copied.fill.unwrap_or(0));
+                    for part in copied.missing {
+                        let to = len_of(part.start - section.start);
+                        copied.bytes[to..to + len_of(part.len())].copy_from_slice(&store[at(&part)]);
+                    }
+                    prop_assert_eq!(&copied.bytes[..], &model[at(&section)]);
+                }
+            }
+        }
+    }
+}

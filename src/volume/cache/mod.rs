@@ -65,8 +65,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 pub use budget::Budget;
-pub(super) use recovery::{adopt, run, start, withdraw};
 pub use recovery::{StagingInfo, discard_staging, inspect_staging};
+pub(super) use recovery::{adopt, run, start, withdraw};
 
 use self::core::Core;
 use super::Caching;
