@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Serves Azure page blobs to this node's kernel as disks; dyskctl drives it.
 #[derive(Debug, Parser)]
-#[command(name = "dyskd", version, max_term_width = 100)]
+#[command(name = "dyskd", version)]
 struct Options {
     /// Where the control socket and the records of attachments are kept
     #[arg(long, value_name = "DIR", default_value_os_t = Config::default().run_dir)]

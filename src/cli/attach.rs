@@ -13,11 +13,9 @@ use crate::size::ByteSize;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks), a blob URL; or ACCOUNT alone,
-    /// with --name
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB, a blob URL, or ACCOUNT with --name
     volume: String,
-    /// The attachment's name; the device is also found at /dev/dysk/NAME [default: the blob's
-    /// name without .vhd]
+    /// The attachment's name, also of the link /dev/dysk/NAME [default: BLOB without .vhd]
     #[arg(long)]
     name: Option<AttachmentName>,
     /// Make the blob first (and its container); it must not exist
@@ -39,7 +37,7 @@ pub struct Options {
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CONNECTIONS)))]
     connections: Option<u16>,
-    /// Take the volume from whoever holds its lease; their writes fail from then on
+    /// Take the volume from whoever holds its lease: their writes fail from then on
     #[arg(long, conflicts_with = "read_only")]
     break_lease: bool,
     #[command(flatten)]

@@ -31,7 +31,7 @@ use error::CliError;
 
 /// Azure page blobs as Linux disks.
 #[derive(Debug, Parser)]
-#[command(name = "dyskctl", version, max_term_width = 100)]
+#[command(name = "dyskctl", version, after_help = VOLUMES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -39,8 +39,14 @@ struct Cli {
     command: Command,
 }
 
+const VOLUMES: &str = "\
+A volume is ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in the container dysks) or a blob URL.
+Credentials: --account-key-file FILE or --secret-dir DIR, or one of AZURE_STORAGE_KEY,
+AZURE_STORAGE_SAS_TOKEN and AZURE_STORAGE_CONNECTION_STRING in the environment.";
+
 /// Options of every command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
 struct Global {
     /// The daemon's control socket
     #[arg(long, global = true, value_name = "PATH", default_value_os_t = default_socket())]
@@ -65,9 +71,7 @@ fn default_socket() -> PathBuf {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people
     Table,
-    /// For programs
     Json,
 }
 
@@ -93,9 +97,7 @@ enum Command {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FormatArg {
-    /// A fixed VHD, as Azure's own disks are
     Vhd,
-    /// The blob is the disk
     Raw,
 }
 
@@ -110,11 +112,8 @@ impl From<FormatArg> for Format {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum CachingArg {
-    /// Every finished write is in the store
     None,
-    /// Reads are cached
     ReadOnly,
-    /// Writes are cached until they are flushed
     ReadWrite,
 }
 

@@ -31,12 +31,12 @@ const EXPORT: &str = "";
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["unix", "listen"]))]
 pub struct Options {
-    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks) or a blob URL
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB or a blob URL
     volume: String,
     /// Listen on this UNIX socket, for this user only
     #[arg(long, value_name = "PATH")]
     unix: Option<PathBuf>,
-    /// Listen on this TCP address, such as 127.0.0.1:10809; whoever reaches it has the disk
+    /// Listen on this TCP address; whoever reaches it has the disk
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Refuse writes, and take no lease
@@ -45,7 +45,7 @@ pub struct Options {
     /// What may be cached
     #[arg(long, value_enum, default_value = "none")]
     caching: CachingArg,
-    /// Take the volume from whoever holds its lease; their writes fail from then on
+    /// Take the volume from whoever holds its lease: their writes fail from then on
     #[arg(long, conflicts_with = "read_only")]
     break_lease: bool,
     #[command(flatten)]

@@ -18,9 +18,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::api::{Attachment, CONNECTIONS, NewDisk, Stage};
 use super::detach::{self, Effort};
+use super::entry::{Entry, Parts, Phase};
 use super::error::NodeError;
 use super::record::Record;
-use super::registry::{Entry, Parts, Phase, Registry, cancelled};
+use super::registry::{Registry, cancelled};
 use super::transport::Export;
 use super::{account, provision};
 use crate::blob::{LeaseId, PageBlob};
@@ -171,10 +172,10 @@ impl Task {
                     return self.registry.set_phase(name, &self.entry.id, phase);
                 }
             };
-        if let Some((blob, disk)) = done.created {
-            if let Err(error) = provision::take_back(&blob, disk).await {
-                warnings.push(error.to_string());
-            }
+        if let Some((blob, disk)) = done.created
+            && let Err(error) = provision::take_back(&blob, disk).await
+        {
+            warnings.push(error.to_string());
         }
         for warning in warnings {
             tracing::warn!(%name, %warning, "while undoing an attach");

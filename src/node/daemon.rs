@@ -17,11 +17,12 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::api::{ErrorCode, RUN_DIR};
+use super::entry::{Entry, Phase};
 use super::handover;
 use super::link::{LINK_DIR, Links};
 use super::record::Records;
 use super::recover::Inherited;
-use super::registry::{Entry, Phase, Registry};
+use super::registry::Registry;
 use super::run_dir::{RunDir, RunDirError};
 use super::server::Server;
 use super::startup;
@@ -175,10 +176,12 @@ async fn take_over(config: &Config) -> HashMap<String, Inherited> {
 async fn stop_registry(registry: &Registry) {
     registry.begin_stop();
     let settled = registry.wait_until(|table| {
-        !table
-            .entries
-            .values()
-            .any(|e| matches!(e.phase, Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)))
+        !table.entries.values().any(|e| {
+            matches!(
+                e.phase,
+                Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)
+            )
+        })
     });
     if tokio::time::timeout(STOP_PATIENCE, settled).await.is_err() {
         tracing::error!("an attach or detach does not end; leaving its record");

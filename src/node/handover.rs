@@ -39,9 +39,10 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::account;
-use super::recover::{Inherited, open_again};
+use super::entry::{Entry, Phase};
 use super::record::Record;
-use super::registry::{Entry, Phase, Registry};
+use super::recover::{Inherited, open_again};
+use super::registry::Registry;
 use super::transport::Parked;
 use crate::volume::Volume;
 
@@ -61,14 +62,21 @@ const MAX_FDS: usize = 64;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Message {
-    Hello { format: u32 },
+    Hello {
+        format: u32,
+    },
     /// With one descriptor for each socket and a last one, a file with all
     /// their unread bytes; `unread` says how many are whose.
-    Attachment { id: String, unread: Vec<u64> },
+    Attachment {
+        id: String,
+        unread: Vec<u64>,
+    },
     End,
     Ready,
     Go,
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
 }
 
 /// A connection between the two.
@@ -89,7 +97,12 @@ impl Peer {
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::Error::other("too many connections for one message"));
         }
-        sendmsg(&self.0, &[IoSlice::new(&text)], &mut control, SendFlags::NOSIGNAL)?;
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(&text)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
         Ok(())
     }
 
@@ -143,7 +156,9 @@ fn parked(unread: &[u64], mut fds: Vec<OwnedFd>) -> io::Result<Vec<Parked>> {
     let mut connections = Vec::new();
     for (socket, length) in fds.into_iter().zip(unread) {
         let mut bytes = Vec::new();
-        Read::by_ref(&mut file).take(*length).read_to_end(&mut bytes)?;
+        Read::by_ref(&mut file)
+            .take(*length)
+            .read_to_end(&mut bytes)?;
         if bytes.len() as u64 != *length {
             return Err(wrong());
         }
@@ -198,7 +213,12 @@ fn hand_over(peer: &Peer, registry: &Registry, runtime: &tokio::runtime::Handle)
         Message::Hello { format: FORMAT } => {}
         other => {
             let reason = format!("{other:?} is not understood by this dyskd");
-            peer.send(&Message::Refused { reason: reason.clone() }, &[])?;
+            peer.send(
+                &Message::Refused {
+                    reason: reason.clone(),
+                },
+                &[],
+            )?;
             return Err(io::Error::other(reason));
         }
     }
@@ -236,7 +256,11 @@ fn served(entry: &Entry) -> Option<Served> {
     let Phase::Attached(parts) = &entry.phase else {
         return None;
     };
-    Some((entry.id.clone(), parts.device.clone()?, parts.volume.clone()?))
+    Some((
+        entry.id.clone(),
+        parts.device.clone()?,
+        parts.volume.clone()?,
+    ))
 }
 
 /// Parks every device. Refused while anything is on its way in or out.
@@ -354,7 +378,12 @@ fn agree(peer: &Peer) -> io::Result<()> {
 
 fn new_socket() -> io::Result<OwnedFd> {
     let kind = SocketType::SEQPACKET;
-    Ok(socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        kind,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 async fn on_thread<T: Send + 'static>(

@@ -6,11 +6,13 @@
 //! stands behind [`transport::Transport`].
 
 pub mod account;
+mod admission;
 pub mod api;
 mod attach;
 pub mod client;
 pub mod daemon;
 mod detach;
+mod entry;
 pub mod error;
 mod handover;
 mod link;

@@ -72,10 +72,10 @@ pub async fn take_back(blob: &PageBlob, disk: NewDisk) -> Result<(), NodeError> 
         Err(error) => return Err(left(error.into())),
     }
     let deleted = delete_if_blank(blob, disk, &lease).await;
-    if deleted.is_err() {
-        if let Err(error) = blob.release_lease(&lease, ATTEMPT_DEADLINE).await {
-            tracing::warn!(blob = %blob.address(), %error, "lease not released; it ends within 15 s");
-        }
+    if deleted.is_err()
+        && let Err(error) = blob.release_lease(&lease, ATTEMPT_DEADLINE).await
+    {
+        tracing::warn!(blob = %blob.address(), %error, "lease not released; it ends within 15 s");
     }
     deleted.map_err(left)
 }

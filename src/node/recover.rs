@@ -24,9 +24,10 @@ use tokio::sync::watch;
 use super::account;
 use super::api::CONNECTIONS;
 use super::detach;
+use super::entry::{Detaching, Entry, Parts, Phase, Recovering};
 use super::error::NodeError;
 use super::record::{Record, this_boot};
-use super::registry::{Detaching, Entry, Parts, Phase, Recovering, Registry};
+use super::registry::Registry;
 use super::transport::{Device, Export, Parked};
 use crate::blob::LeaseId;
 use crate::blob::retry::Backoff;
@@ -181,7 +182,7 @@ impl Recovery {
                 Ok(found) => return Ok(found),
                 Err(error) => {
                     self.wait("looking for its device", &error, &mut backoff)
-                        .await?
+                        .await?;
                 }
             }
         }
@@ -236,7 +237,13 @@ impl Recovery {
                 connections: self.record.request.connections.unwrap_or(CONNECTIONS),
                 volume: volume.clone(),
             };
-            match self.registry.0.transport.resume(export, std::mem::take(&mut parked)).await {
+            match self
+                .registry
+                .0
+                .transport
+                .resume(export, std::mem::take(&mut parked))
+                .await
+            {
                 Ok(device) => return device,
                 Err(error) => {
                     let name = &self.record.request.name;
@@ -293,8 +300,7 @@ impl Recovery {
 /// else's by now. Dropped or failed, the lease is as it was.
 pub(super) async fn open_again(record: &Record) -> Result<Arc<Volume>, NodeError> {
     let request = &record.request;
-    let (_, blob) =
-        account::open_blob(&request.account, &request.container, &request.blob).await?;
+    let (_, blob) = account::open_blob(&request.account, &request.container, &request.blob).await?;
     let lease = record.lease.clone().map(LeaseId::from_text);
     let options = OpenOptions {
         read_only: request.read_only,

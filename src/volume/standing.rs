@@ -15,7 +15,8 @@
 //! - A write under bound `b` whose outcome is unknown is dead for certain once
 //!   `number > b`. Nothing that overlaps it starts before that: its own retry
 //!   holds the range lock and waits for the raise; if its caller gave up
-//!   instead, `owed > b` makes *every* later write wait.
+//!   instead, `owed > b` makes *every* later write wait, from before it reads
+//!   what it will merge with.
 //! - `fenced` is final.
 
 use std::fmt;
@@ -96,6 +97,15 @@ impl Standing {
         Self {
             state: watch::Sender::new(state),
         }
+    }
+
+    /// Waits while an earlier write's fate is owed: until then what is read may
+    /// be changed by a write that comes late.
+    ///
+    /// # Errors
+    /// The volume is fenced.
+    pub async fn nothing_owed(&self) -> Result<(), Arc<Fenced>> {
+        self.wait(|state| state.number >= state.owed).await
     }
 
     /// Starts a write: waits while an earlier write's fate is owed, then gives
@@ -319,6 +329,15 @@ mod tests {
         assert_eq!(standing.wishes().raise_to, Some(9));
         standing.raised(9);
         assert_eq!(next.await.unwrap().less_than(), 10);
+    }
+
+    #[tokio::test]
+    async fn no_bound_runs_ahead_further_than_a_successor_raises() {
+        let standing = Standing::new(7, Instant::now());
+        standing.want(7 + 10 * RUN_AHEAD);
+        let write = standing.begin().await.unwrap();
+        assert_eq!(write.bound(), 7 + RUN_AHEAD);
+        write.settle();
     }
 
     #[tokio::test]

@@ -59,7 +59,9 @@ struct Alive {
 fn alive(stream: StdStream, unread: Bytes) -> Result<Alive, TransportError> {
     match UnixStream::from_std(stream) {
         Ok(stream) => Ok(Alive { stream, unread }),
-        Err(error) => Err(TransportError::Failed(format!("cannot use a socket: {error}"))),
+        Err(error) => Err(TransportError::Failed(format!(
+            "cannot use a socket: {error}"
+        ))),
     }
 }
 
@@ -172,8 +174,10 @@ impl Sessions {
     pub async fn park(&self) -> Vec<Parked> {
         self.shared.lot().clear();
         self.shared.stop.send_replace(Stop::Pause);
-        let (mut running, mut parked) =
-            (self.shared.running.subscribe(), self.shared.parked.subscribe());
+        let (mut running, mut parked) = (
+            self.shared.running.subscribe(),
+            self.shared.parked.subscribe(),
+        );
         // The senders live in what we hold.
         while *parked.borrow_and_update() < *running.borrow_and_update() {
             tokio::select! {
