@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Parser};
 use dysk::node::daemon::{Config, Daemon};
 use dysk::node::nbd::NbdTransport;
+use dysk::size::ByteSize;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -24,6 +25,9 @@ struct Options {
     /// attached and in use, and it ends
     #[arg(long)]
     takeover: bool,
+    /// The most that all disks together may cache
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    cache_budget: ByteSize,
     /// Log more (RUST_LOG says exactly what)
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -65,6 +69,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let config = Config {
         run_dir: std::path::absolute(options.run_dir).context("--run-dir")?,
         takeover: options.takeover,
+        cache_budget: options.cache_budget.0,
         ..Config::default()
     };
     let daemon = Daemon::start(config, Arc::new(NbdTransport::new())).await?;

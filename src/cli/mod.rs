@@ -12,6 +12,7 @@ mod detach;
 mod error;
 mod list;
 mod output;
+mod policy;
 mod provision;
 mod serve;
 mod target;
@@ -26,7 +27,6 @@ use tracing_subscriber::EnvFilter;
 
 use crate::node::api::{Format, RUN_DIR, SOCKET};
 use crate::node::client::Client;
-use crate::volume::Caching;
 use error::CliError;
 
 /// Azure page blobs as Linux disks.
@@ -107,25 +107,6 @@ impl From<FormatArg> for Format {
             FormatArg::Vhd => Self::Vhd,
             FormatArg::Raw => Self::Raw,
         }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CachingArg {
-    None,
-    ReadOnly,
-    ReadWrite,
-}
-
-impl CachingArg {
-    /// The mode, if this version has it.
-    fn mode(self) -> Result<Caching, CliError> {
-        if self == Self::None {
-            return Ok(Caching::None);
-        }
-        Err(CliError::failed(
-            "this version has no other caching mode than none: leave out --caching",
-        ))
     }
 }
 

@@ -7,7 +7,6 @@ use super::entry::{Entry, Phase};
 use super::error::NodeError;
 use super::name::AttachmentName;
 use super::provision;
-use crate::volume::Caching;
 
 /// The entry to reuse, none when name and volume are free, or the refusal.
 ///
@@ -59,11 +58,8 @@ pub(super) fn conflict(
 pub(super) fn check(request: &AttachRequest) -> Result<(), NodeError> {
     let refuse = |code, text: &str| Err(NodeError::new(code, text));
     let invalid = ErrorCode::InvalidRequest;
-    if request.caching != Caching::None {
-        return refuse(
-            ErrorCode::Unsupported,
-            "this version has no other caching mode than none: leave out --caching",
-        );
+    if let Err(reason) = request.policy.check() {
+        return refuse(invalid, reason);
     }
     let connections = request.connections.unwrap_or(CONNECTIONS);
     if !(1..=MAX_CONNECTIONS).contains(&connections) {

@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::name::AttachmentName;
+use super::policy::Policy;
 use crate::blob::source::CredentialSource;
 use crate::blob::vhd::Layout;
 use crate::volume::Caching;
@@ -110,9 +111,9 @@ pub struct AttachRequest {
     /// Take no lease, refuse writes.
     #[serde(default)]
     pub read_only: bool,
-    /// Caching mode.
+    /// How its I/O is to be treated.
     #[serde(default)]
-    pub caching: Caching,
+    pub policy: Policy,
     /// Connections to the kernel, 1 to [`MAX_CONNECTIONS`]; [`CONNECTIONS`] when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u16>,
@@ -409,7 +410,7 @@ mod tests {
     fn takes_a_minimal_request_with_defaults() {
         let request: AttachRequest = serde_json::from_str(REQUEST).expect("parses");
         assert_eq!(request.volume(), "acct/dysks/vol1.vhd");
-        assert_eq!(request.caching, Caching::None);
+        assert_eq!(request.policy, Policy::default());
         assert!(!request.read_only && !request.break_lease && !request.reuse);
     }
 

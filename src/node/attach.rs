@@ -115,11 +115,10 @@ impl Task {
         self.stage.send_replace(Stage::Opening);
         let options = OpenOptions {
             read_only: request.read_only,
-            caching: request.caching,
             break_lease: request.break_lease,
-            ..OpenOptions::new(lease)
+            ..request.policy.open_options(lease, &shared.staging)
         };
-        let volume = account::on_one_thread(move || Volume::open(blob, options)).await??;
+        let volume = Volume::open(blob, options).await?;
         done.parts.volume = Some(volume.clone());
         let status = volume.status();
         (record.size, record.layout) = (Some(status.size), Some(status.layout));

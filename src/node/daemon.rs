@@ -20,6 +20,7 @@ use super::api::{ErrorCode, RUN_DIR};
 use super::entry::{Entry, Phase};
 use super::handover;
 use super::link::{LINK_DIR, Links};
+use super::policy::Staging;
 use super::record::Records;
 use super::recover::Inherited;
 use super::registry::Registry;
@@ -28,13 +29,16 @@ use super::server::Server;
 use super::startup;
 use super::transport::Transport;
 use crate::device::BlockDevice;
-use crate::volume::Volume;
+use crate::volume::{Budget, Volume};
 
 /// How long a stop waits for attaches to unwind and for detaches.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a daemon that handed over may take to end.
 const OTHERS_END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What all volumes of a node may cache together, unless told otherwise.
+const DEFAULT_CACHE_BUDGET: u64 = 1 << 30;
 
 /// Where the daemon keeps its things.
 #[derive(Clone, Debug)]
@@ -43,6 +47,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Links to devices.
     pub link_dir: PathBuf,
+    /// The most that all volumes together may cache, in bytes.
+    pub cache_budget: u64,
     /// Take over from the daemon that runs in `run_dir`, if one does.
     pub takeover: bool,
 }
@@ -52,6 +58,7 @@ impl Default for Config {
         Self {
             run_dir: RUN_DIR.into(),
             link_dir: LINK_DIR.into(),
+            cache_budget: DEFAULT_CACHE_BUDGET,
             takeover: false,
         }
     }
@@ -90,8 +97,12 @@ impl Daemon {
     /// [`DaemonError`]; nothing was changed.
     pub async fn start(config: Config, transport: Arc<dyn Transport>) -> Result<Self, DaemonError> {
         let failed = |path: PathBuf| move |error| DaemonError::Io { path, error };
+        let staging = Staging {
+            dir: config.run_dir.join("staging"),
+            budget: Budget::new(config.cache_budget),
+        };
         let (inherited, patience) = match config.takeover {
-            true => (take_over(&config).await, OTHERS_END_PATIENCE),
+            true => (take_over(&config, &staging).await, OTHERS_END_PATIENCE),
             false => (HashMap::new(), Duration::ZERO),
         };
         let path = config.run_dir.clone();
@@ -102,7 +113,7 @@ impl Daemon {
             .map_err(failed(config.run_dir.clone()))??;
         let records_dir = run_dir.records();
         let records = Records::open(records_dir.clone()).map_err(failed(records_dir.clone()))?;
-        let registry = Registry::new(transport, records, Links::new(config.link_dir));
+        let registry = Registry::new(transport, records, Links::new(config.link_dir), staging);
         startup::take_stock(&registry, inherited)
             .await
             .map_err(failed(records_dir))?;
@@ -160,12 +171,12 @@ impl Daemon {
 
 /// What a running daemon hands over; nothing when it does not, which leaves it
 /// running or, should it have died, is a crash to recover from.
-async fn take_over(config: &Config) -> HashMap<String, Inherited> {
+async fn take_over(config: &Config, staging: &Staging) -> HashMap<String, Inherited> {
     let dir = config.run_dir.clone();
     let taken = async {
         let records = RunDir::records_in(&dir);
         let load = move || Ok(Records::open(records)?.load()?.0);
-        handover::take_over(dir, super::detach::blocking(load).await?).await
+        handover::take_over(dir, super::detach::blocking(load).await?, staging).await
     };
     taken.await.unwrap_or_else(|error| {
         tracing::error!(%error, "the running dyskd did not hand over");

@@ -104,7 +104,7 @@ impl Entry {
             size: status.as_ref().map(|s| s.size),
             layout: status.as_ref().map(|s| s.layout),
             read_only: request.read_only,
-            caching: request.caching,
+            caching: request.policy.caching,
             connections: request.connections.unwrap_or(CONNECTIONS),
             device: parts.device_path.clone(),
             link: parts.link.clone().filter(|_| linked),
@@ -129,7 +129,7 @@ impl Entry {
     pub fn has_options_of(&self, request: &AttachRequest) -> bool {
         let mine = &self.request;
         mine.read_only == request.read_only
-            && mine.caching == request.caching
+            && mine.policy == request.policy
             && mine.connections.unwrap_or(CONNECTIONS) == request.connections.unwrap_or(CONNECTIONS)
     }
 }

@@ -38,13 +38,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::account;
 use super::entry::{Entry, Phase};
+use super::policy::Staging;
 use super::record::Record;
 use super::recover::{Inherited, open_again};
 use super::registry::Registry;
 use super::transport::Parked;
-use crate::volume::Volume;
+use crate::volume::{Caching, Volume};
 
 /// The socket's name within the run directory.
 const SOCKET: &str = "handover.sock";
@@ -274,6 +274,17 @@ async fn park_all(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
         let name = &busy.request.name;
         return Err(io::Error::other(format!("{name} is on its way: try again")));
     }
+    // Its staging file has one owner at a time, and unlike a socket it cannot
+    // be given back when the new daemon fails.
+    if let Some(cached) = entries
+        .iter()
+        .find(|e| e.request.policy.caching != Caching::None)
+    {
+        let name = &cached.request.name;
+        return Err(io::Error::other(format!(
+            "{name} is cached and cannot be handed over: stop the running dyskd and start the new one, i/o waits meanwhile"
+        )));
+    }
     let mut parking = JoinSet::new();
     for (id, device, volume) in entries.iter().filter_map(served) {
         parking.spawn(async move {
@@ -306,6 +317,7 @@ async fn park_all(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
 pub(super) async fn take_over(
     run_dir: PathBuf,
     records: Vec<Record>,
+    staging: &Staging,
 ) -> io::Result<HashMap<String, Inherited>> {
     let (peer, parked) = on_thread(move || request(&run_dir)).await?;
     let Some(peer) = peer else {
@@ -315,10 +327,8 @@ pub(super) async fn take_over(
     for (id, parked) in parked {
         let record = records.iter().find(|record| record.id == id).cloned();
         let record = record.ok_or_else(|| io::Error::other(format!("{id} has no record")))?;
-        opening.spawn(async move {
-            let opened = account::on_one_thread(move || async move { open_again(&record).await });
-            (id, parked, opened.await.and_then(|opened| opened))
-        });
+        let staging = staging.clone();
+        opening.spawn(async move { (id, parked, open_again(&record, &staging).await) });
     }
     let mut inherited = HashMap::new();
     let mut failure = None;

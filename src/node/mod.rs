@@ -18,6 +18,7 @@ mod handover;
 mod link;
 pub mod name;
 pub mod nbd;
+pub mod policy;
 pub mod provision;
 mod record;
 mod recover;

@@ -48,18 +48,25 @@ impl Policy {
     /// # Errors
     /// The reason, with the remedy.
     pub fn check(&self) -> Result<(), &'static str> {
-        if self.caching == Caching::None && (self.staging_dir.is_some() || self.cache_size.is_some())
+        if self.caching == Caching::None
+            && (self.staging_dir.is_some() || self.cache_size.is_some())
         {
             return Err(
                 "nothing is cached with --caching none: leave out --staging-dir and --cache-size, \
                  or choose read-only or read-write",
             );
         }
-        if self.staging_dir.as_ref().is_some_and(|dir| !dir.is_absolute()) {
+        if self
+            .staging_dir
+            .as_ref()
+            .is_some_and(|dir| !dir.is_absolute())
+        {
             return Err("the staging folder must be an absolute path");
         }
         if self.io_deadline_ms == Some(0) {
-            return Err("an i/o deadline of 0 fails every request: leave out --io-deadline to wait for ever");
+            return Err(
+                "an i/o deadline of 0 fails every request: leave out --io-deadline to wait for ever",
+            );
         }
         Ok(())
     }
@@ -70,7 +77,10 @@ impl Policy {
         OpenOptions {
             caching: self.caching,
             staging: StagingOptions {
-                dir: self.staging_dir.clone().unwrap_or_else(|| staging.dir.clone()),
+                dir: self
+                    .staging_dir
+                    .clone()
+                    .unwrap_or_else(|| staging.dir.clone()),
                 size: self.cache_size.unwrap_or(DEFAULT_CACHE_SIZE),
                 budget: Arc::clone(&staging.budget),
                 ..StagingOptions::default()
@@ -99,9 +109,27 @@ mod tests {
         assert_eq!(good.check(), Ok(()));
         assert_eq!(Policy::default().check(), Ok(()));
         for (bad, remedy) in [
-            (Policy { caching: Caching::None, ..good.clone() }, "leave out --staging-dir"),
-            (Policy { staging_dir: Some("ssd".into()), ..good.clone() }, "absolute"),
-            (Policy { io_deadline_ms: Some(0), ..good }, "leave out --io-deadline"),
+            (
+                Policy {
+                    caching: Caching::None,
+                    ..good.clone()
+                },
+                "leave out --staging-dir",
+            ),
+            (
+                Policy {
+                    staging_dir: Some("ssd".into()),
+                    ..good.clone()
+                },
+                "absolute",
+            ),
+            (
+                Policy {
+                    io_deadline_ms: Some(0),
+                    ..good
+                },
+                "leave out --io-deadline",
+            ),
         ] {
             let reason = bad.check().expect_err("a bad policy");
             assert!(reason.contains(remedy), "{reason}");
@@ -117,7 +145,10 @@ mod tests {
             ..Policy::default()
         };
         let text = serde_json::to_string(&policy).expect("a policy is JSON");
-        assert_eq!(serde_json::from_str::<Policy>(&text).expect("what was written"), policy);
+        assert_eq!(
+            serde_json::from_str::<Policy>(&text).expect("what was written"),
+            policy
+        );
         assert!(serde_json::from_str::<Policy>(r#"{"cashing": "none"}"#).is_err());
     }
 }

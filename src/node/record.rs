@@ -217,7 +217,7 @@ pub(super) mod tests {
             container: "dysks".into(),
             blob: format!("{name}.vhd"),
             read_only: false,
-            caching: Caching::None,
+            policy: Policy::default(),
             connections: None,
             break_lease: false,
             create: None,

@@ -26,6 +26,7 @@ use super::api::CONNECTIONS;
 use super::detach;
 use super::entry::{Detaching, Entry, Parts, Phase, Recovering};
 use super::error::NodeError;
+use super::policy::Staging;
 use super::record::{Record, this_boot};
 use super::registry::Registry;
 use super::transport::{Device, Export, Parked};
@@ -204,17 +205,15 @@ impl Recovery {
 
     async fn open_once(&mut self) -> Result<Result<Arc<Volume>, NodeError>, GivenUp> {
         let (record, mut cancelled) = (self.record.clone(), self.cancelled.clone());
-        let work = move || async move {
+        let staging = self.registry.0.staging.clone();
+        let work = async move {
             tokio::select! {
                 biased;
-                opened = open_again(&record) => Ok(opened),
+                opened = open_again(&record, &staging) => Ok(opened),
                 _ = cancelled.wait_for(|cancelled| *cancelled) => Err(GivenUp),
             }
         };
-        match account::on_one_thread(work).await {
-            Ok(result) => result,
-            Err(error) => Ok(Err(error)),
-        }
+        work.await
     }
 
     /// New connections; none when the device is not there any more. Not given
@@ -298,16 +297,19 @@ impl Recovery {
 
 /// Opens the volume of a record under its lease; fenced when that is somebody
 /// else's by now. Dropped or failed, the lease is as it was.
-pub(super) async fn open_again(record: &Record) -> Result<Arc<Volume>, NodeError> {
+pub(super) async fn open_again(
+    record: &Record,
+    staging: &Staging,
+) -> Result<Arc<Volume>, NodeError> {
     let request = &record.request;
     let (_, blob) = account::open_blob(&request.account, &request.container, &request.blob).await?;
     let lease = record.lease.clone().map(LeaseId::from_text);
+    // Read-only takes no lease: this one is never used.
+    let lease = lease.unwrap_or_else(LeaseId::random);
     let options = OpenOptions {
         read_only: request.read_only,
-        caching: request.caching,
         resume: true,
-        // Read-only takes no lease: this one is never used.
-        ..OpenOptions::new(lease.unwrap_or_else(LeaseId::random))
+        ..request.policy.open_options(lease, staging)
     };
     let known = record.size.zip(record.layout);
     match (Volume::open(blob.clone(), options.clone()).await, known) {

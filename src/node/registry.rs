@@ -29,6 +29,7 @@ use super::entry::{Detaching, Entry, Parts, Phase};
 use super::error::NodeError;
 use super::link::Links;
 use super::name::AttachmentName;
+use super::policy::Staging;
 use super::record::{Record, Records};
 use super::transport::Transport;
 
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub transport: Arc<dyn Transport>,
     pub records: Records,
     pub links: Links,
+    pub staging: Staging,
     table: Mutex<Table>,
     /// Poked at every change of a phase.
     changed: watch::Sender<()>,
@@ -105,11 +107,17 @@ pub enum Admission {
 }
 
 impl Registry {
-    pub(super) fn new(transport: Arc<dyn Transport>, records: Records, links: Links) -> Self {
+    pub(super) fn new(
+        transport: Arc<dyn Transport>,
+        records: Records,
+        links: Links,
+        staging: Staging,
+    ) -> Self {
         Self(Arc::new(Shared {
             transport,
             records,
             links,
+            staging,
             table: Mutex::default(),
             changed: watch::Sender::new(()),
         }))

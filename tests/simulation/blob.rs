@@ -235,20 +235,28 @@ impl Blob {
         Ok(())
     }
 
+    fn matches(&self, conditions: &Conditions) -> Result<(), Refusal> {
+        match &conditions.if_match {
+            Some(etag) if *etag != self.etag() => Err((412, "ConditionNotMet")),
+            _ => Ok(()),
+        }
+    }
+
     /// Lease Blob, acquire.
     pub fn acquire(
         &mut self,
         new: &LeaseId,
         seconds: u32,
+        conditions: &Conditions,
         late: bool,
         now: Duration,
     ) -> Result<(), Refusal> {
+        self.matches(conditions)?;
         match self.holder(now) {
             Some((id, _)) if id != new.as_str() => return Err((409, "LeaseAlreadyPresent")),
             Some(_) => {}
             None => self.lose(),
         }
-        self.lost.remove(new.as_str());
         let order = u32::try_from(self.granted.len()).expect("few leases");
         self.granted.entry(new.as_str().into()).or_insert(order);
         self.lease = Lease::Leased {
@@ -293,11 +301,7 @@ impl Blob {
 
     /// Lease Blob, break at once.
     pub fn break_now(&mut self, conditions: &Conditions) -> Result<u32, Refusal> {
-        if let Some(etag) = &conditions.if_match
-            && *etag != self.etag()
-        {
-            return Err((412, "ConditionNotMet"));
-        }
+        self.matches(conditions)?;
         match &self.lease {
             Lease::Available => Err((409, "LeaseNotPresentWithLeaseOperation")),
             Lease::Leased { id, .. } | Lease::Broken { id } => {
@@ -320,6 +324,10 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
+    fn any() -> Conditions {
+        Conditions::default()
+    }
+
     fn id(text: &str) -> LeaseId {
         LeaseId::from_text(text)
     }
@@ -328,9 +336,9 @@ mod tests {
     fn an_expired_lease_is_renewed_unless_the_blob_was_touched() {
         let mut blob = Blob::new(vec![0; 1024], true);
         let (a, b) = (id("a"), id("b"));
-        blob.acquire(&a, 60, false, S).unwrap();
+        blob.acquire(&a, 60, &any(), false, S).unwrap();
         assert_eq!(
-            blob.acquire(&b, 60, false, 2 * S),
+            blob.acquire(&b, 60, &any(), false, 2 * S),
             Err((409, "LeaseAlreadyPresent"))
         );
         let ours = Conditions::lease(&a);
@@ -344,8 +352,8 @@ mod tests {
         blob.put(0, &[2; 512], &Conditions::default(), 131 * S)
             .unwrap();
         assert!(blob.renew(&a, 132 * S).is_err(), "changed since");
-        blob.acquire(&a, 60, false, 133 * S).unwrap();
-        blob.acquire(&b, 60, false, 200 * S).unwrap();
+        blob.acquire(&a, 60, &any(), false, 133 * S).unwrap();
+        blob.acquire(&b, 60, &any(), false, 200 * S).unwrap();
         assert_eq!(
             blob.renew(&a, 201 * S),
             Err((409, "LeaseIdMismatchWithLeaseOperation"))
@@ -364,9 +372,9 @@ mod tests {
             if_match: Some(blob.etag()),
             ..Conditions::default()
         };
-        blob.acquire(&a, 60, false, S).unwrap();
+        blob.acquire(&a, 60, &any(), false, S).unwrap();
         let mut twin = Blob::new(vec![0; 1024], true);
-        twin.acquire(&a, 60, false, S).unwrap();
+        twin.acquire(&a, 60, &any(), false, S).unwrap();
         twin.break_now(&before).unwrap();
         assert_eq!(
             twin.renew(&a, S),

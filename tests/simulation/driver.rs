@@ -35,6 +35,8 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(300);
 /// Requests that a host has under way at once: more would make no history
 /// stranger, and judging it slow.
 const QUEUE_DEPTH: usize = 8;
+/// A folder in which no volume left anything.
+const STAGING: &str = "/nonexistent";
 const LEASE: Duration = Duration::from_secs(60);
 
 type SimVolume = Arc<Volume<SimStore>>;
@@ -679,6 +681,9 @@ async fn open(
     options.attempt_deadline = opening.attempt_deadline;
     options.io_deadline = opening.io_deadline;
     options.keeper = Some(Handle::current());
+    // What says that it is memory is not waited for on another thread.
+    options.staging.dir = STAGING.into();
+    options.staging.survives_power_cut = Some(false);
     let mut volumes = vec![Volume::open(store.clone(), options.clone()).await?];
     if twins {
         volumes.push(Volume::open(store, options).await?);

@@ -12,8 +12,8 @@ mod scenarios;
 mod shrink;
 mod store;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,10 @@ fn no_write_is_lost_comes_back_or_gets_in_from_the_wrong_node() {
     }
 }
 
+fn locked(failed: &Mutex<Vec<Plan>>) -> MutexGuard<'_, Vec<Plan>> {
+    failed.lock().expect("nothing panics with the list locked")
+}
+
 /// Runs these seeds of every profile on all cores, until one fails.
 fn run_all(seeds: std::ops::Range<u64>) -> (Tally, Option<Plan>) {
     let next = AtomicU64::new(seeds.start);
@@ -71,13 +75,13 @@ fn run_all(seeds: std::ops::Range<u64>) -> (Tally, Option<Plan>) {
             let mut tally = Tally::default();
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= seeds.end || !failed.lock().unwrap().is_empty() {
+                if seed >= seeds.end || !locked(&failed).is_empty() {
                     return tally;
                 }
                 for profile in PROFILES {
                     let plan = Plan::draw(profile, seed);
                     if shrink::failure(&plan, None, |outcome| tally.add(outcome.tally)).is_some() {
-                        failed.lock().unwrap().push(plan);
+                        locked(&failed).push(plan);
                     }
                 }
                 done.fetch_add(1, Ordering::Relaxed);
@@ -85,13 +89,15 @@ fn run_all(seeds: std::ops::Range<u64>) -> (Tally, Option<Plan>) {
         };
         let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
         scope.spawn(|| watch(&done, &next, &over));
-        let tallies = workers.into_iter().map(|worker| worker.join().unwrap());
+        let tallies = workers
+            .into_iter()
+            .map(|worker| worker.join().expect("workers catch panics"));
         let mut sum = Tally::default();
         tallies.for_each(|tally| sum.add(tally));
         over.store(true, Ordering::Relaxed);
         sum
     });
-    let mut failed = failed.into_inner().unwrap();
+    let mut failed = std::mem::take(&mut *locked(&failed));
     failed.sort_by_key(|plan| plan.seed);
     (tally, failed.into_iter().next())
 }

@@ -79,19 +79,19 @@ fn one_by_one(events: &[(Duration, Event)]) -> bool {
 
 #[test]
 fn without_bounds_on_writes_data_is_lost() {
-    caught(Profile::Storm, Some(Sabotage::NoBound), false, any);
-    caught(Profile::OneByOne, Some(Sabotage::NoBound), false, any);
+    caught(Profile::Storm, Some(Sabotage::Bound), false, any);
+    caught(Profile::OneByOne, Some(Sabotage::Bound), false, any);
 }
 
 #[test]
 fn without_the_raise_before_a_retry_data_is_lost() {
-    caught(Profile::Storm, Some(Sabotage::NoRaise), false, any);
-    caught(Profile::OneByOne, Some(Sabotage::NoRaise), false, any);
+    caught(Profile::Storm, Some(Sabotage::Raise), false, any);
+    caught(Profile::OneByOne, Some(Sabotage::Raise), false, any);
 }
 
 #[test]
 fn without_lease_checks_the_wrong_node_writes() {
-    caught(Profile::Failover, Some(Sabotage::NoLease), false, any);
+    caught(Profile::Failover, Some(Sabotage::Lease), false, any);
 }
 
 /// Nothing fails and nobody gives up here: what is lost is lost for want of

@@ -14,7 +14,7 @@ use crate::driver;
 use crate::fate::{Rule, Target, Trouble};
 use crate::plan::{Action, Cells, GiveUp, Io, Opening, Plan, Profile};
 use crate::shrink;
-use crate::store::{SimStore, World};
+use crate::store::{Sabotage, SimStore, World};
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);
@@ -200,6 +200,52 @@ fn a_node_may_die_or_freeze_at_any_moment_of_a_take_over() {
             }
         }
     }
+}
+
+/// An acquire that comes after its holder lost the lease brings the lease back
+/// to a node that may not know of the loss yet.
+#[test]
+fn a_late_acquire_gives_no_lost_disk_back() {
+    let (mut late, mut lost) = (0, 0);
+    for seed in 0..400 {
+        // An acquire gets no answer now and then; its repetition succeeds.
+        let silence = Rule {
+            from: Duration::ZERO,
+            to: 4 * S,
+            target: Target::Data,
+            percent: 50,
+            trouble: Some(Trouble::Silence),
+        };
+        let hurried = Opening {
+            attempt_deadline: S,
+            ..OPENING
+        };
+        let break_lease = Opening {
+            break_lease: true,
+            ..OPENING
+        };
+        let steps = vec![
+            (Duration::ZERO, 0, Action::Open(hurried, GiveUp::Never)),
+            (7 * S, 0, io(Io::Write(cells(0, 8), false))),
+            (8 * S, 0, Action::Freeze(60 * S)),
+            (9 * S, 1, Action::Open(break_lease, GiveUp::Never)),
+            (10 * S, 1, io(Io::Write(cells(0, 8), false))),
+            (11 * S, 1, Action::Close(GiveUp::Never)),
+            (70 * S, 0, io(Io::Write(cells(4, 8), false))),
+        ];
+        let plan = Plan::of(seed, steps, vec![silence]);
+        sound(&plan);
+        let trace = driver::run(&plan, None, true).trace;
+        let unconditional = shrink::failure(&plan, Some(Sabotage::AcquireConditions), |_| {});
+        lost += u32::from(unconditional.is_some_and(|wrong| wrong.contains("another node")));
+        late += u32::from(
+            trace
+                .iter()
+                .any(|line| line.contains("acquire lease executes late")),
+        );
+    }
+    assert!(late > 40, "{late} late acquires");
+    assert!(lost > 0, "the conditions of acquires make no difference");
 }
 
 #[test]

@@ -22,12 +22,14 @@ use crate::plan::{NODES, Plan};
 /// A safety mechanism that the store renders void, so that its loss is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sabotage {
-    /// Writes lose their sequence-number bound.
-    NoBound,
-    /// Raises are answered and not done.
-    NoRaise,
-    /// Writes and raises are taken under any lease id.
-    NoLease,
+    /// Without bounds: writes lose their sequence-number bound.
+    Bound,
+    /// Without raises: they are answered and not done.
+    Raise,
+    /// Without lease checks: writes and raises are taken under any lease id.
+    Lease,
+    /// Without conditions on acquires.
+    AcquireConditions,
 }
 
 /// All that one history shares.
@@ -357,12 +359,12 @@ impl SimStore {
     fn conditions(world: &World, conditions: &Conditions) -> Conditions {
         let mut conditions = conditions.clone();
         match world.sabotage {
-            Some(Sabotage::NoBound) => conditions.if_sequence_number_lt = None,
-            Some(Sabotage::NoLease) => {
+            Some(Sabotage::Bound) => conditions.if_sequence_number_lt = None,
+            Some(Sabotage::Lease) => {
                 let holder = world.blob.holder(world.now());
                 conditions.lease = holder.map(|(id, _)| LeaseId::from_text(id));
             }
-            Some(Sabotage::NoRaise) | None => {}
+            Some(Sabotage::Raise | Sabotage::AcquireConditions) | None => {}
         }
         conditions
     }
@@ -501,8 +503,7 @@ impl PageStore for SimStore {
     ) -> Attempt<Written> {
         let conditions = conditions.clone();
         let done = self.attempt(Operation::Number(action), deadline, move |world, _| {
-            if let (Some(Sabotage::NoRaise), SequenceNumber::Max(number)) = (world.sabotage, action)
-            {
+            if let (Some(Sabotage::Raise), SequenceNumber::Max(number)) = (world.sabotage, action) {
                 return Ok(Written {
                     etag: world.blob.etag(),
                     sequence_number: number,
@@ -516,13 +517,24 @@ impl PageStore for SimStore {
         Ok(done.await?.0)
     }
 
-    async fn acquire_lease(&self, id: &LeaseId, seconds: u32, deadline: Duration) -> Attempt<()> {
-        let id = id.clone();
+    async fn acquire_lease(
+        &self,
+        id: &LeaseId,
+        seconds: u32,
+        conditions: &Conditions,
+        deadline: Duration,
+    ) -> Attempt<()> {
+        let (id, conditions) = (id.clone(), conditions.clone());
         let done = self.attempt(Operation::Acquire, deadline, move |world, late| {
             let now = world.now();
-            world.blob.acquire(&id, seconds, late, now)
+            let conditions = match world.sabotage {
+                Some(Sabotage::AcquireConditions) => Conditions::default(),
+                _ => conditions,
+            };
+            world.blob.acquire(&id, seconds, &conditions, late, now)
         });
-        Ok(done.await?.0)
+        done.await?;
+        Ok(())
     }
 
     async fn renew_lease(&self, id: &LeaseId, deadline: Duration) -> Attempt<()> {
@@ -531,7 +543,8 @@ impl PageStore for SimStore {
             let now = world.now();
             world.blob.renew(&id, now)
         });
-        Ok(done.await?.0)
+        done.await?;
+        Ok(())
     }
 
     async fn release_lease(&self, id: &LeaseId, deadline: Duration) -> Attempt<()> {
@@ -539,7 +552,8 @@ impl PageStore for SimStore {
         let done = self.attempt(Operation::Release, deadline, move |world, _| {
             world.blob.release(&id)
         });
-        Ok(done.await?.0)
+        done.await?;
+        Ok(())
     }
 
     async fn break_lease(
