@@ -45,7 +45,7 @@ pub struct Options {
     /// What may be cached
     #[arg(long, value_enum, default_value = "none")]
     caching: CachingArg,
-    /// Take the volume from whoever holds its lease: their writes fail from then on
+    /// Take the volume from whoever holds its lease; their writes will fail
     #[arg(long, conflicts_with = "read_only")]
     break_lease: bool,
     #[command(flatten)]
