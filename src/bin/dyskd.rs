@@ -20,6 +20,10 @@ struct Options {
     /// Where the control socket and the records of attachments are kept
     #[arg(long, value_name = "DIR", default_value_os_t = Config::default().run_dir)]
     run_dir: PathBuf,
+    /// Take over from the dyskd that is running, if one is: its disks stay
+    /// attached and in use, and it ends
+    #[arg(long)]
+    takeover: bool,
     /// Log more (RUST_LOG says exactly what)
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -60,6 +64,7 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let config = Config {
         run_dir: std::path::absolute(options.run_dir).context("--run-dir")?,
+        takeover: options.takeover,
         ..Config::default()
     };
     let daemon = Daemon::start(config, Arc::new(NbdTransport::new())).await?;

@@ -2,7 +2,6 @@
 //! footer. One method is one attempt; retries, leases kept alive and write
 //! fencing live above, in `volume`.
 
-
 pub mod account;
 mod answer;
 mod attempt;

@@ -146,11 +146,13 @@ pub enum State {
     Attaching,
     /// In use or ready to be.
     Attached,
+    /// An earlier daemon's, being taken up; its I/O waits.
+    Recovering,
     /// On its way out.
     Detaching,
     /// Something of it is left that could not be undone; detach it to try again.
     Failed,
-    /// An earlier daemon's device that this one does not serve.
+    /// An earlier daemon's device whose recovery was given up; not served.
     Stale,
 }
 
@@ -159,6 +161,7 @@ impl std::fmt::Display for State {
         f.write_str(match self {
             Self::Attaching => "attaching",
             Self::Attached => "attached",
+            Self::Recovering => "recovering",
             Self::Detaching => "detaching",
             Self::Failed => "failed",
             Self::Stale => "stale",
@@ -176,7 +179,7 @@ pub struct Attachment {
     pub name: AttachmentName,
     /// Where it is in its life.
     pub state: State,
-    /// Why it is failed or stale; what an attach is doing.
+    /// Why it is failed or stale; what an attach or a recovery is doing.
     pub reason: Option<String>,
     /// Account name.
     pub account: String,

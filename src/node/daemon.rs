@@ -6,18 +6,22 @@
 //! daemon takes it up, which loses nothing; disconnecting it would turn a
 //! mounted filesystem's next write into an error.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::api::{ErrorCode, RUN_DIR};
 use super::entry::{Entry, Phase};
+use super::handover;
 use super::link::{LINK_DIR, Links};
 use super::record::Records;
+use super::recover::Inherited;
 use super::registry::Registry;
 use super::run_dir::{RunDir, RunDirError};
 use super::server::Server;
@@ -29,6 +33,9 @@ use crate::volume::Volume;
 /// How long a stop waits for attaches to unwind and for detaches.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a daemon that handed over may take to end.
+const OTHERS_END_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Where the daemon keeps its things.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -36,6 +43,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Links to devices.
     pub link_dir: PathBuf,
+    /// Take over from the daemon that runs in `run_dir`, if one does.
+    pub takeover: bool,
 }
 
 impl Default for Config {
@@ -43,6 +52,7 @@ impl Default for Config {
         Self {
             run_dir: RUN_DIR.into(),
             link_dir: LINK_DIR.into(),
+            takeover: false,
         }
     }
 }
@@ -69,6 +79,7 @@ pub struct Daemon {
     registry: Registry,
     server: Server,
     run_dir: RunDir,
+    handed_over: oneshot::Receiver<()>,
 }
 
 impl Daemon {
@@ -78,17 +89,28 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`]; nothing was changed.
     pub async fn start(config: Config, transport: Arc<dyn Transport>) -> Result<Self, DaemonError> {
-        let run_dir = RunDir::claim(&config.run_dir)?;
         let failed = |path: PathBuf| move |error| DaemonError::Io { path, error };
+        let (inherited, patience) = match config.takeover {
+            true => (take_over(&config).await, OTHERS_END_PATIENCE),
+            false => (HashMap::new(), Duration::ZERO),
+        };
+        let path = config.run_dir.clone();
+        let claim = move || RunDir::claim_within(&path, patience);
+        let run_dir = tokio::task::spawn_blocking(claim)
+            .await
+            .map_err(io::Error::other)
+            .map_err(failed(config.run_dir.clone()))??;
         let records_dir = run_dir.records();
         let records = Records::open(records_dir.clone()).map_err(failed(records_dir.clone()))?;
         let registry = Registry::new(transport, records, Links::new(config.link_dir));
-        startup::take_stock(&registry)
+        startup::take_stock(&registry, inherited)
             .await
             .map_err(failed(records_dir))?;
         let socket = run_dir.socket();
         let server =
             Server::bind(socket.clone(), registry.clone()).map_err(failed(socket.clone()))?;
+        let handed_over = handover::offer(&config.run_dir, registry.clone())
+            .map_err(failed(config.run_dir.clone()))?;
         tracing::info!(
             socket = %socket.display(),
             version = env!("CARGO_PKG_VERSION"),
@@ -98,6 +120,7 @@ impl Daemon {
             registry,
             server,
             run_dir,
+            handed_over,
         })
     }
 
@@ -114,6 +137,7 @@ impl Daemon {
             registry,
             server,
             run_dir,
+            handed_over,
         } = self;
         // While it stops, it still tells what it does.
         let stopped = async {
@@ -121,19 +145,43 @@ impl Daemon {
             tracing::info!("stopping");
             stop_registry(&registry).await;
         };
-        server.run(stopped).await;
-        tracing::info!("stopped");
+        tokio::select! {
+            () = server.run(stopped) => tracing::info!("stopped"),
+            // Never, when its thread has ended.
+            Ok(()) = handed_over => {
+                tracing::info!("another dyskd goes on");
+                // Its lock is free when nothing of this process is left.
+                return std::mem::forget(run_dir);
+            }
+        }
         drop(run_dir);
     }
+}
+
+/// What a running daemon hands over; nothing when it does not, which leaves it
+/// running or, should it have died, is a crash to recover from.
+async fn take_over(config: &Config) -> HashMap<String, Inherited> {
+    let dir = config.run_dir.clone();
+    let taken = async {
+        let records = RunDir::records_in(&dir);
+        let load = move || Ok(Records::open(records)?.load()?.0);
+        handover::take_over(dir, super::detach::blocking(load).await?).await
+    };
+    taken.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the running dyskd did not hand over");
+        HashMap::new()
+    })
 }
 
 async fn stop_registry(registry: &Registry) {
     registry.begin_stop();
     let settled = registry.wait_until(|table| {
-        !table
-            .entries
-            .values()
-            .any(|e| matches!(e.phase, Phase::Attaching { .. } | Phase::Detaching(_)))
+        !table.entries.values().any(|e| {
+            matches!(
+                e.phase,
+                Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)
+            )
+        })
     });
     if tokio::time::timeout(STOP_PATIENCE, settled).await.is_err() {
         tracing::error!("an attach or detach does not end; leaving its record");
@@ -158,7 +206,7 @@ async fn stop_one(registry: Registry, entry: Entry) {
             tracing::warn!(%name, %volume, %reason, "left as it was found");
             return;
         }
-        Phase::Attaching { .. } | Phase::Detaching(_) => return,
+        Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_) => return,
     };
     let detach = registry.detach(name, false);
     let reason = match tokio::time::timeout(STOP_PATIENCE, detach).await {

@@ -28,10 +28,20 @@ pub(super) enum Phase {
         stage: watch::Receiver<Stage>,
         cancel: Arc<AtomicBool>,
     },
+    Recovering(Recovering),
     Attached(Arc<Parts>),
     Detaching(Detaching),
     Failed(Arc<Parts>, String),
     Stale(Arc<Parts>, String),
+}
+
+#[derive(Clone)]
+pub(super) struct Recovering {
+    pub parts: Arc<Parts>,
+    /// What it is doing or waiting for.
+    pub doing: watch::Receiver<String>,
+    /// Raised to give up: what waits ends as stale.
+    pub cancel: watch::Sender<bool>,
 }
 
 #[derive(Clone)]
@@ -70,6 +80,10 @@ impl Entry {
                 }
                 (State::Attaching, &none, Some(doing))
             }
+            Phase::Recovering(recovering) => {
+                let doing = recovering.doing.borrow().clone();
+                (State::Recovering, &recovering.parts, Some(doing))
+            }
             Phase::Attached(parts) => (State::Attached, parts, None),
             Phase::Detaching(detaching) => (State::Detaching, &detaching.parts, None),
             Phase::Failed(parts, reason) => (State::Failed, parts, Some(reason.clone())),
@@ -77,7 +91,7 @@ impl Entry {
         };
         let status = parts.volume.as_ref().map(|v| v.status());
         let request = &self.request;
-        let linked = matches!(state, State::Attached | State::Stale);
+        let linked = matches!(state, State::Attached | State::Recovering | State::Stale);
         Attachment {
             id: self.id.clone(),
             name: request.name.clone(),

@@ -58,7 +58,9 @@ impl From<OpenError> for NodeError {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Storage(error) => error.into(),
-            OpenError::Leased { .. } => Self::new(ErrorCode::Leased, error.to_string()),
+            OpenError::Leased { .. } | OpenError::Fenced { .. } => {
+                Self::new(ErrorCode::Leased, error.to_string())
+            }
             OpenError::Unusable { .. } => Self::new(ErrorCode::UnusableBlob, error.to_string()),
         }
     }

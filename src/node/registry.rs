@@ -5,13 +5,14 @@
 //! |---|---|---|
 //! | attaching | a task that works down `attach.rs`; a record | attached; gone when undone; failed when undoing failed |
 //! | attached | record, lease, device, link; I/O flows | detaching; failed when the kernel let go by other hands |
+//! | recovering | an earlier daemon's record and perhaps device; a task that works down `recover.rs` | attached; detaching when there is no device; stale when told to give up |
 //! | detaching | a task that works down `detach.rs` | gone; back to attached when in use; failed when the kernel kept the device |
 //! | failed | whatever could not be undone | detaching |
-//! | stale | an earlier daemon's device and record, not served | detaching |
+//! | stale | an earlier daemon's device and record, not served because its recovery was given up | detaching |
 //!
 //! Invariants: a name is in the table exactly as long as anything of its
 //! attachment (record, lease, device, link, task) exists. A blob is in it at
-//! most once. Only the task of an attaching or detaching entry touches what
+//! most once. Only the task of an attaching, recovering or detaching entry touches what
 //! the entry owns. The table's lock is held for look-ups and phase changes
 //! alone, never across an await, so that listing waits for nobody.
 
@@ -28,7 +29,7 @@ use super::entry::{Detaching, Entry, Parts, Phase};
 use super::error::NodeError;
 use super::link::Links;
 use super::name::AttachmentName;
-use super::record::Records;
+use super::record::{Record, Records};
 use super::transport::Transport;
 
 /// Most attaches under way at once; more are told to come back. Below the
@@ -52,6 +53,8 @@ pub(super) struct Shared {
 pub(super) struct Table {
     pub entries: BTreeMap<AttachmentName, Entry>,
     pub stopping: bool,
+    /// Another daemon is taking everything over.
+    pub handing_over: bool,
 }
 
 /// An attach under way. Dropped before its outcome came, it is undone.
@@ -119,7 +122,7 @@ impl Registry {
     pub fn attach(&self, request: AttachRequest) -> Result<Admission, NodeError> {
         admission::check(&request)?;
         let mut table = self.0.lock();
-        if table.stopping {
+        if table.stopping || table.handing_over {
             return Err(stopping());
         }
         if let Some(existing) = admission::conflict(&table.entries, &request)? {
@@ -167,7 +170,18 @@ impl Registry {
     /// # Errors
     /// No such attachment; in use and not forced; the kernel kept the device.
     pub async fn detach(&self, name: &AttachmentName, force: bool) -> Result<Detached, NodeError> {
-        match self.begin_detach(name, force)? {
+        let mut step = self.begin_detach(name, force)?;
+        while let DetachStep::GivingUp(id) = &step {
+            self.wait_until(|table| {
+                let recovering =
+                    |e: &&Entry| e.id == *id && matches!(e.phase, Phase::Recovering(_));
+                table.entries.get(name).filter(recovering).is_none()
+            })
+            .await;
+            step = self.begin_detach(name, force)?;
+        }
+        match step {
+            DetachStep::GivingUp(_) => unreachable!("waited for above"),
             DetachStep::Wait(mut outcome) => {
                 let result = outcome.wait_for(Option::is_some).await.map(|r| r.clone());
                 match result {
@@ -190,6 +204,9 @@ impl Registry {
 
     fn begin_detach(&self, name: &AttachmentName, force: bool) -> Result<DetachStep, NodeError> {
         let mut table = self.0.lock();
+        if table.handing_over {
+            return Err(stopping());
+        }
         let entry = table.entries.get_mut(name).ok_or_else(|| unknown(name))?;
         let parts = match &entry.phase {
             Phase::Attaching { cancel, .. } if force => {
@@ -201,6 +218,17 @@ impl Registry {
                 return Err(NodeError::new(
                     ErrorCode::Busy,
                     format!("{name} is still being attached ({stage}): wait, or use --force"),
+                ));
+            }
+            Phase::Recovering(recovering) if force => {
+                recovering.cancel.send_replace(true);
+                return Ok(DetachStep::GivingUp(entry.id.clone()));
+            }
+            Phase::Recovering(recovering) => {
+                let doing = recovering.doing.borrow().clone();
+                return Err(NodeError::new(
+                    ErrorCode::Busy,
+                    format!("{name} is still being recovered ({doing}): wait, or use --force"),
                 ));
             }
             Phase::Detaching(detaching) => {
@@ -299,6 +327,18 @@ impl Registry {
         self.poke();
     }
 
+    /// Notices when the kernel lets go of an attachment's device without us.
+    pub(super) fn watch(&self, entry: &Entry, parts: &Parts) {
+        let Some(device) = parts.device.clone() else {
+            return;
+        };
+        let (registry, name, id) = (self.clone(), entry.request.name.clone(), entry.id.clone());
+        tokio::spawn(async move {
+            device.gone().await;
+            registry.lost_device(&name, &id);
+        });
+    }
+
     /// Adds an entry that start-up found.
     pub(super) fn adopt(&self, entry: Entry) {
         let name = entry.request.name.clone();
@@ -316,13 +356,22 @@ impl Registry {
         self.poke();
     }
 
+    /// Refuses attaches and detaches while `on`.
+    pub(super) fn set_handing_over(&self, on: bool) {
+        self.0.lock().handing_over = on;
+    }
+
     /// Refuses attaches from now on and cancels those under way.
     pub(super) fn begin_stop(&self) {
         let mut table = self.0.lock();
         table.stopping = true;
         for entry in table.entries.values() {
-            if let Phase::Attaching { cancel, .. } = &entry.phase {
-                cancel.store(true, Ordering::SeqCst);
+            match &entry.phase {
+                Phase::Attaching { cancel, .. } => cancel.store(true, Ordering::SeqCst),
+                Phase::Recovering(recovering) => {
+                    recovering.cancel.send_replace(true);
+                }
+                _ => {}
             }
         }
     }
@@ -354,9 +403,19 @@ impl Registry {
 enum DetachStep {
     Wait(watch::Receiver<Option<Result<Detached, NodeError>>>),
     Cancelled(String),
+    GivingUp(String),
 }
 
 impl Shared {
+    /// Writes a record.
+    pub async fn write(&self, record: &Record) -> Result<(), NodeError> {
+        let (records, record) = (self.records.clone(), record.clone());
+        let path = records.path(&record.request.name);
+        super::detach::blocking(move || records.write(&record))
+            .await
+            .map_err(|e| NodeError::internal(format!("cannot write {}: {e}", path.display())))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         // Nothing that runs under the lock leaves the table half changed.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)

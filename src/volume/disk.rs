@@ -23,12 +23,15 @@ const MOST_RANGES: u32 = 1000;
 const RANGES_DEADLINE: Duration = Duration::from_secs(30);
 
 impl<S: PageStore> Volume<S> {
-    /// Runs one request, unless the volume is closing or gives up.
+    /// Runs one request, unless the volume is fenced, is closing or gives up.
     async fn request<T>(
         &self,
         work: impl Future<Output = Result<T, DeviceError>>,
     ) -> Result<T, DeviceError> {
         let _inside = self.gate.enter().ok_or(DeviceError::Shutdown)?;
+        if let Some(fenced) = self.io.standing.fenced() {
+            return Err(self.io.fenced(&fenced));
+        }
         let mut abandoned = self.abandoned.subscribe();
         let result = tokio::select! {
             biased;
@@ -60,16 +63,23 @@ impl<S: PageStore> Volume<S> {
     /// Reads a page-aligned range of any length.
     async fn read_pages(&self, range: Range) -> Result<ReadData, DeviceError> {
         if range.len() <= LARGEST_PIECE {
-            return self.io.read(range).await;
+            return self.read_piece(range).await;
         }
-        let pieces = try_join_all(pieces(range).map(|piece| self.io.read(piece))).await?;
+        let pieces = try_join_all(pieces(range).map(|piece| self.read_piece(piece))).await?;
         let mut whole = ReadData::new();
         pieces.into_iter().for_each(|piece| whole.append(piece));
         Ok(whole)
     }
 
+    async fn read_piece(&self, range: Range) -> Result<ReadData, DeviceError> {
+        match &self.cache {
+            Some(cache) => self.read_cached(cache, range).await,
+            None => self.io.read(range).await,
+        }
+    }
+
     /// Writes whole pages that the caller has locked.
-    async fn write_pages(&self, offset: u64, data: Bytes) -> Result<(), DeviceError> {
+    pub(super) async fn write_pages(&self, offset: u64, data: Bytes) -> Result<(), DeviceError> {
         if data.len() as u64 <= LARGEST_PIECE {
             return self.io.change(&Change::Put { offset, data }).await;
         }
@@ -93,7 +103,7 @@ impl<S: PageStore> Volume<S> {
     /// page first. The caller has locked the page.
     async fn patch(&self, range: Range, data: Option<&[u8]>) -> Result<(), DeviceError> {
         let page = whole_pages_around(range);
-        let old = self.io.read(page).await?;
+        let old = self.io.read_to_change(page).await?;
         let mut new = BytesMut::from(old.to_bytes());
         let at = usize_from(range.start - page.start);
         let part = &mut new[at..at + usize_from(range.len())];
@@ -151,12 +161,16 @@ impl<S: PageStore> BlockDevice for Volume<S> {
         .await
     }
 
-    /// Every finished write is committed, so `fua` asks for nothing more.
-    async fn write(&self, offset: u64, data: Bytes, _fua: bool) -> Result<(), DeviceError> {
+    /// Without a cache every finished write is committed, so `fua` asks for
+    /// nothing more.
+    async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         let range = self.for_writing(offset, data.len() as u64)?;
         self.request(async {
             if range.is_empty() {
                 return Ok(());
+            }
+            if let Some(cache) = &self.cache {
+                return self.write_cached(cache, range, data, fua).await;
             }
             let pages = whole_pages_around(range);
             let _locked = self.locks.lock(pages).await;
@@ -169,24 +183,27 @@ impl<S: PageStore> BlockDevice for Volume<S> {
         .await
     }
 
-    /// Every finished write is committed; what is left to say is whether this
-    /// is still our disk.
+    /// Without a cache every finished write is committed; what is left to say
+    /// is whether this is still our disk.
     async fn flush(&self) -> Result<(), DeviceError> {
         self.request(async {
-            match self.io.standing.fenced() {
-                Some(fenced) => Err(self.io.fenced(&fenced)),
+            match &self.cache {
+                Some(cache) => self.flush_cached(cache).await,
                 None => Ok(()),
             }
         })
         .await
     }
 
-    async fn trim(&self, offset: u64, len: u64, _fua: bool) -> Result<(), DeviceError> {
+    async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
         let range = self.for_writing(offset, len)?;
         let (_, body, _) = split(range);
         self.request(async {
             if body.is_empty() {
                 return Ok(());
+            }
+            if let Some(cache) = &self.cache {
+                return self.clear_cached(cache, body, fua).await;
             }
             let _locked = self.locks.lock(body).await;
             self.io.change(&Change::Clear(body)).await
@@ -200,13 +217,16 @@ impl<S: PageStore> BlockDevice for Volume<S> {
         &self,
         offset: u64,
         len: u64,
-        _fua: bool,
+        fua: bool,
         _no_hole: bool,
     ) -> Result<(), DeviceError> {
         let range = self.for_writing(offset, len)?;
         self.request(async {
             if range.is_empty() {
                 return Ok(());
+            }
+            if let Some(cache) = &self.cache {
+                return self.zero_cached(cache, range, fua).await;
             }
             let _locked = self.locks.lock(whole_pages_around(range)).await;
             let (head, body, tail) = split(range);
@@ -229,10 +249,17 @@ impl<S: PageStore> BlockDevice for Volume<S> {
             return Err(DeviceError::Invalid("an empty range has no extents".into()));
         }
         self.request(async {
-            let filled = self
-                .io
-                .filled(whole_pages_around(range), MOST_RANGES, RANGES_DEADLINE)
-                .await?;
+            let pages = whole_pages_around(range);
+            // Before the store is asked: what is written back in between is in
+            // one of the two answers.
+            let dirty = match &self.cache {
+                Some(cache) => Some(self.dirty(cache, pages, MOST_RANGES as usize).await),
+                None => None,
+            };
+            let mut filled = self.io.filled(pages, MOST_RANGES, RANGES_DEADLINE).await?;
+            if let Some((dirty, known_to)) = dirty {
+                filled.add(dirty, known_to);
+            }
             Ok(extents_of(range, &filled.ranges, filled.known_to))
         })
         .await
@@ -271,7 +298,7 @@ fn pieces(range: Range) -> impl Iterator<Item = Range> {
     })
 }
 
-fn whole_pages_around(range: Range) -> Range {
+pub(super) fn whole_pages_around(range: Range) -> Range {
     Range {
         start: range.start / PAGE * PAGE,
         end: range.end.next_multiple_of(PAGE),
@@ -280,7 +307,7 @@ fn whole_pages_around(range: Range) -> Range {
 
 /// The part of `range` before its first whole page, its whole pages, and the
 /// part after them; each may be empty. A range within one page is all head.
-fn split(range: Range) -> (Range, Range, Range) {
+pub(super) fn split(range: Range) -> (Range, Range, Range) {
     let first = range.start.next_multiple_of(PAGE);
     let last = range.end / PAGE * PAGE;
     if first > last {
@@ -307,7 +334,7 @@ fn split(range: Range) -> (Range, Range, Range) {
 }
 
 /// Lengths here are at most a request's payload, which fits a `u32`.
-fn usize_from(len: u64) -> usize {
+pub(super) fn usize_from(len: u64) -> usize {
     usize::try_from(len).expect("a payload's length fits memory")
 }
 

@@ -63,6 +63,25 @@ pub struct Filled {
     pub known_to: u64,
 }
 
+impl Filled {
+    /// Takes in what else is filled, ascending, known up to `known_to`.
+    pub fn add(&mut self, others: Vec<Range>, known_to: u64) {
+        self.known_to = self.known_to.min(known_to);
+        if others.is_empty() {
+            return;
+        }
+        self.ranges.extend(others);
+        self.ranges.sort_unstable();
+        self.ranges.dedup_by(|next, last| {
+            let together = next.start <= last.end;
+            if together {
+                last.end = last.end.max(next.end);
+            }
+            together
+        });
+    }
+}
+
 /// The store side of an open volume.
 #[derive(Debug)]
 pub struct Io<S> {
@@ -89,6 +108,21 @@ impl<S: PageStore> Io<S> {
     pub async fn read(&self, range: Range) -> Result<ReadData, DeviceError> {
         self.within_deadline("read", range, self.read_settled(range))
             .await
+    }
+
+    /// Reads exactly `range`, which the caller has locked, for writing it back
+    /// changed: not before no late write can change it any more, or the write
+    /// back would undo that.
+    ///
+    /// # Errors
+    /// As [`Io::read`] and [`Io::change`].
+    pub async fn read_to_change(&self, range: Range) -> Result<ReadData, DeviceError> {
+        let read = async {
+            let owed = self.standing.nothing_owed().await;
+            owed.map_err(|fenced| self.fenced(&fenced))?;
+            self.read_settled(range).await
+        };
+        self.within_deadline("read", range, read).await
     }
 
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
@@ -159,7 +193,10 @@ impl<S: PageStore> Io<S> {
             Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                 self.trouble.waiting(error, "reading again");
                 pace.pause(verdict, error).await;
-                Ok(())
+                match self.standing.fenced() {
+                    Some(fenced) => Err(self.fenced(&fenced)),
+                    None => Ok(()),
+                }
             }
             _ => Err(self.fail(error)),
         }
@@ -178,7 +215,10 @@ impl<S: PageStore> Io<S> {
 
     /// Ends `work` at the operator's deadline. A write that is dropped half way
     /// leaves a debt in the standing.
-    async fn within_deadline<T>(
+    ///
+    /// # Errors
+    /// The deadline passed, or as `work`.
+    pub async fn within_deadline<T>(
         &self,
         what: &str,
         range: Range,

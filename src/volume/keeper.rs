@@ -79,6 +79,22 @@ impl<S: PageStore> HeldLease<S> {
         }
     }
 
+    /// Takes charge of a lease that an earlier daemon holds: not released
+    /// when dropped before [`HeldLease::resumed`].
+    #[must_use]
+    pub fn of_an_earlier_daemon(runtime: Handle, blob: S, id: LeaseId) -> Self {
+        let mut lease = Self::new(runtime, blob, id);
+        lease.release_on_drop = false;
+        lease
+    }
+
+    /// From now on it is held like any other.
+    #[must_use]
+    pub fn resumed(mut self) -> Self {
+        self.release_on_drop = true;
+        self
+    }
+
     /// Releases the lease now.
     ///
     /// # Errors
@@ -167,6 +183,7 @@ async fn keep<S: PageStore>(
     blob: S,
     id: LeaseId,
     standing: Arc<Standing>,
+    // Closed when the volume was dropped: nobody needs the lease any more.
     mut stop: watch::Receiver<bool>,
 ) {
     let mut renew_at = Instant::now() + RENEW_EVERY;
@@ -189,7 +206,7 @@ async fn keep<S: PageStore>(
             tokio::select! {
                 () = standing.wished() => {}
                 () = tokio::time::sleep_until(renew_at) => {}
-                _ = stop.changed() => {}
+                changed = stop.changed() => if changed.is_err() { break },
             }
             continue;
         };
@@ -200,7 +217,7 @@ async fn keep<S: PageStore>(
                 warn!("{error}: trying again");
                 tokio::select! {
                     () = tokio::time::sleep(backoff.pause(error.retry_after)) => {}
-                    _ = stop.changed() => {}
+                    changed = stop.changed() => if changed.is_err() { break },
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! (bound by [`standing`], judged by [`judge`], repeated) to one Put Page. The
 //! [`keeper`] renews the lease and raises the sequence number beside it.
 
+mod cache;
 mod create;
 mod disk;
 mod gate;
@@ -24,6 +25,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use cache::Cache;
+pub use cache::{
+    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Recover, SetAside, StagingInfo,
+    StagingOptions, discard_staging, inspect_staging,
+};
 pub use create::{LARGEST_BLOB, check_size, create, delete};
 use gate::Gate;
 use io::Io;
@@ -56,8 +62,15 @@ pub const DEFAULT_ATTEMPT_DEADLINE: Duration = Duration::from_secs(10);
 pub struct OpenOptions {
     /// Take no lease, refuse writes.
     pub read_only: bool,
-    /// Caching mode. Only [`Caching::None`] opens so far.
+    /// Caching mode. A volume opened `read_only` has no lease, so somebody else
+    /// may write to it: nothing of it is cached, whatever is said here.
     pub caching: Caching,
+    /// Where and how much to cache, and what to do with what an earlier attach
+    /// left there.
+    pub staging: StagingOptions,
+    /// The lease is ours already: an earlier daemon of this node took it and
+    /// died. It is renewed rather than acquired, and stays when opening fails.
+    pub resume: bool,
     /// Break somebody else's lease first.
     pub break_lease: bool,
     /// The lease id to take, fresh at each attach.
@@ -84,6 +97,8 @@ impl OpenOptions {
         Self {
             read_only: false,
             caching: Caching::None,
+            staging: StagingOptions::default(),
+            resume: false,
             break_lease: false,
             lease,
             attempt_deadline: DEFAULT_ATTEMPT_DEADLINE,
@@ -95,7 +110,8 @@ impl OpenOptions {
     }
 }
 
-/// Why a volume did not open. Nothing stays leased.
+/// Why a volume did not open. Nothing stays leased but a lease that was to be
+/// resumed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     /// The store refused or could not be reached.
@@ -108,6 +124,14 @@ pub enum OpenError {
         object: String,
         /// What to do.
         remedy: String,
+    },
+    /// The lease that was to be resumed is not ours any more.
+    #[error("{object}: fenced: {reason}")]
+    Fenced {
+        /// `account/container/blob`.
+        object: String,
+        /// The store's answer, and what is left of unflushed writes.
+        reason: String,
     },
     /// The blob cannot be a disk.
     #[error("{object}: {reason}")]
@@ -135,6 +159,9 @@ pub struct VolumeStatus {
     pub store_requests: u64,
     /// Requests under way.
     pub in_flight: u64,
+    /// The cache, unless the mode is [`Caching::None`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStatus>,
 }
 
 /// A page blob opened as a disk; its [`crate::device::BlockDevice`] side is in
@@ -144,6 +171,7 @@ pub struct Volume<S: PageStore = PageBlob> {
     io: Io<S>,
     layout: Layout,
     size: u64,
+    cache: Option<Arc<Cache>>,
     locks: RangeLock,
     gate: Gate,
     completed: std::sync::atomic::AtomicU64,
@@ -162,11 +190,31 @@ impl<S: PageStore> Volume<S> {
         open::open(blob, options).await
     }
 
-    fn new(io: Io<S>, layout: Layout, size: u64, keeper: Option<Keeper<S>>) -> Self {
+    /// A volume that another holder has taken while nobody kept it here: as
+    /// one that is fenced while it is open. Every request ends in EIO; the
+    /// store is never asked. `size` and `layout` are what it had.
+    #[must_use]
+    pub fn fenced(
+        blob: S,
+        options: &OpenOptions,
+        (size, layout): (u64, Layout),
+        reason: String,
+    ) -> Arc<Self> {
+        open::fenced(blob, options, (size, layout), reason)
+    }
+
+    fn new(
+        io: Io<S>,
+        layout: Layout,
+        size: u64,
+        cache: Option<Arc<Cache>>,
+        keeper: Option<Keeper<S>>,
+    ) -> Self {
         Self {
             io,
             layout,
             size,
+            cache,
             locks: RangeLock::default(),
             gate: Gate::default(),
             completed: std::sync::atomic::AtomicU64::new(0),
@@ -175,7 +223,7 @@ impl<S: PageStore> Volume<S> {
         }
     }
 
-    /// Its state now; never blocks.
+    /// Its state now; never waits for the store.
     #[must_use]
     pub fn status(&self) -> VolumeStatus {
         VolumeStatus {
@@ -189,17 +237,26 @@ impl<S: PageStore> Volume<S> {
             completed: self.completed.load(Ordering::Relaxed),
             store_requests: self.io.requests.load(Ordering::Relaxed),
             in_flight: self.gate.count(),
+            cache: self.cache.as_ref().map(|cache| cache.status()),
         }
     }
 
-    /// Refuses new I/O, waits for what is under way, releases the lease. May
-    /// be called again.
+    /// Waits until no request is under way.
+    pub async fn idle(&self) {
+        self.gate.empty().await;
+    }
+
+    /// Refuses new I/O, waits for what is under way, flushes what is cached,
+    /// releases the lease. May be called again.
     ///
     /// # Errors
     /// The lease could not be released; it ends by itself within a minute.
     pub async fn close(&self) -> Result<(), StorageError> {
         self.gate.close();
         self.gate.empty().await;
+        if let Some(cache) = &self.cache {
+            self.close_cache(cache).await;
+        }
         let keeper = self
             .keeper
             .lock()
@@ -212,7 +269,8 @@ impl<S: PageStore> Volume<S> {
     }
 
     /// Ends everything under way with an error, so that [`Volume::close`] need
-    /// not wait for a store that does not answer.
+    /// not wait for a store that does not answer. Writes that are not flushed
+    /// then are kept aside, see [`CacheStatus::set_aside`].
     pub fn abandon(&self) {
         self.gate.close();
         self.abandoned.send_replace(true);

@@ -7,7 +7,9 @@
 //! | 3 | | acquire |
 //! | 4 | | raise, beside it read the last page |
 //!
-//! A lease that is waited for adds a look a second.
+//! A lease that is waited for adds a look a second. An opening that resumes an
+//! earlier daemon's lease renews it, then looks, then raises; one that finds
+//! unflushed writes looks at the number before it raises it.
 //!
 //! The last page's answer names the blob's size once more: read after the
 //! lease was taken, it settles the size that Get Properties, which ran beside
@@ -19,10 +21,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::cache::{self, Cache};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::patience::patiently;
-use super::standing::Standing;
+use super::standing::{RUN_AHEAD, Standing};
 use super::store::PageStore;
 use super::trouble::Trouble;
 use super::{OpenError, OpenOptions, Volume};
@@ -41,6 +44,7 @@ struct Learned {
     blob_size: u64,
     layout: Layout,
     number: u64,
+    cache: Option<Arc<Cache>>,
 }
 
 pub(super) async fn open<S: PageStore>(
@@ -61,17 +65,24 @@ pub(super) async fn open<S: PageStore>(
     };
     // From here on a lease may exist: whatever ends this function early, also
     // its future being dropped, releases it.
-    let lease = HeldLease::new(runtime, blob.isolated(2), options.lease.clone());
+    // A lease that is resumed is another daemon's until that has succeeded.
+    let new = if options.resume {
+        HeldLease::of_an_earlier_daemon
+    } else {
+        HeldLease::new
+    };
+    let lease = new(runtime, blob.isolated(2), options.lease.clone());
     let asked = Instant::now();
     let held = Held::default();
     match take(&blob, &options, &held).await {
         Ok(learned) => {
             let standing = Arc::new(Standing::new(learned.number, asked));
-            let keeper = Keeper::start(lease, Arc::clone(&standing));
+            let keeper = Keeper::start(lease.resumed(), Arc::clone(&standing));
             Ok(volume(blob, &options, &learned, standing, Some(keeper)))
         }
         Err(error) => {
             match held.0.load(Ordering::Relaxed) {
+                _ if options.resume => lease.forget(),
                 NOT_HELD => lease.forget(),
                 // Whoever reads the error finds the lease gone.
                 HELD => {
@@ -101,7 +112,10 @@ async fn take<S: PageStore>(
     held: &Held,
 ) -> Result<Learned, OpenError> {
     let deadline = options.attempt_deadline;
-    let seen = if options.break_lease {
+    let seen = if options.resume {
+        renew(blob, options).await?;
+        properties(blob, deadline).await?
+    } else if options.break_lease {
         let seen = properties(blob, deadline).await?;
         break_lease(blob, &seen, deadline).await?;
         acquire(blob, options, held).await?;
@@ -114,7 +128,32 @@ async fn take<S: PageStore>(
         acquired?;
         seen
     };
-    learn(blob, options, &seen).await
+    // After the lease is ours, before the number is raised.
+    let adopted = cache::adopt(blob, options).await?;
+    let mut learned = learn(blob, options, &seen).await?;
+    learned.cache = cache::start(blob.address(), options, learned.number, adopted).await?;
+    Ok(learned)
+}
+
+/// Renews the lease of an earlier daemon: the store does so only if nobody has
+/// held the blob since.
+async fn renew<S: PageStore>(blob: &S, options: &OpenOptions) -> Result<(), OpenError> {
+    let deadline = options.attempt_deadline;
+    let Err(error) = patiently!(blob.renew_lease(&options.lease, deadline)) else {
+        return Ok(());
+    };
+    if !matches!(error.status(), Some(404 | 409 | 412)) {
+        return Err(error.into());
+    }
+    let mut reason = error.to_string();
+    if let Some(aside) = cache::withdraw(blob.address(), options).await {
+        let (bytes, path) = (aside.dirty_bytes, aside.path.display());
+        reason = format!("{reason}: {bytes} bytes of unflushed writes kept in {path}");
+    }
+    Err(OpenError::Fenced {
+        object: blob.address().to_string(),
+        reason,
+    })
 }
 
 /// Acquires the lease, waiting for somebody else's to end for as long as the
@@ -233,6 +272,11 @@ async fn break_lease<S: PageStore>(
 /// number that no earlier holder had, and `seen` may be older than the last
 /// holder's own raise. One that is lost and comes late raises the number once
 /// more, which the first write refused by it finds out.
+///
+/// An opening that resumes has the lease id of the writes that the dead daemon
+/// left on their way: the number alone keeps them out. They may run ahead of
+/// it by [`RUN_AHEAD`], so it is raised past that; `seen` was read after the
+/// last of them was sent.
 async fn learn<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
@@ -241,7 +285,10 @@ async fn learn<S: PageStore>(
     let deadline = options.attempt_deadline;
     let conditions = Conditions::lease(&options.lease);
     let raise = async {
-        let action = SequenceNumber::Increment;
+        let action = match options.resume {
+            true => SequenceNumber::Max(seen.sequence_number + RUN_AHEAD + 2),
+            false => SequenceNumber::Increment,
+        };
         patiently!(blob.set_sequence_number(action, &conditions, deadline))
     };
     let (raised, footer) = tokio::join!(raise, last_page(blob, seen.size, deadline));
@@ -251,6 +298,7 @@ async fn learn<S: PageStore>(
         blob_size,
         layout,
         number,
+        cache: None,
     })
 }
 
@@ -299,9 +347,35 @@ async fn open_read_only<S: PageStore>(
         blob_size,
         layout,
         number: seen.sequence_number,
+        cache: None,
     };
     let standing = Arc::new(Standing::new(learned.number, Instant::now()));
     Ok(volume(blob, options, &learned, standing, None))
+}
+
+pub(super) fn fenced<S: PageStore>(
+    blob: S,
+    options: &OpenOptions,
+    (size, layout): (u64, Layout),
+    reason: String,
+) -> Arc<Volume<S>> {
+    let standing = Arc::new(Standing::new(0, Instant::now()));
+    standing.fence(reason);
+    let io = io(blob, options, standing);
+    Arc::new(Volume::new(io, layout, size, None, None))
+}
+
+fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> Io<S> {
+    Io {
+        blob,
+        lease: (!options.read_only).then(|| options.lease.clone()),
+        standing,
+        attempt_deadline: options.attempt_deadline,
+        io_deadline: options.io_deadline,
+        integrity: options.integrity,
+        requests: AtomicU64::new(0),
+        trouble: Trouble::default(),
+    }
 }
 
 fn volume<S: PageStore>(
@@ -311,22 +385,16 @@ fn volume<S: PageStore>(
     standing: Arc<Standing>,
     keeper: Option<Keeper<S>>,
 ) -> Arc<Volume<S>> {
-    let io = Io {
-        blob,
-        lease: (!options.read_only).then(|| options.lease.clone()),
-        standing,
-        attempt_deadline: options.attempt_deadline,
-        io_deadline: options.io_deadline,
-        integrity: options.integrity,
-        requests: AtomicU64::new(0),
-        trouble: Trouble::default(),
-    };
-    Arc::new(Volume::new(
+    let io = io(blob, options, standing);
+    let volume = Arc::new(Volume::new(
         io,
         learned.layout,
         learned.layout.usable(learned.blob_size),
+        learned.cache.clone(),
         keeper,
-    ))
+    ));
+    cache::run(&volume);
+    volume
 }
 
 pub(super) fn unusable<S: PageStore>(blob: &S, reason: String) -> OpenError {

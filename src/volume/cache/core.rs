@@ -1,0 +1,886 @@
+//! The synchronous heart of the cache: index and staging file changed
+//! together. Every method is one short section under the cache's mutex.
+
+use std::collections::VecDeque;
+use std::io;
+
+use tokio::time::{Duration, Instant};
+
+use super::budget::Share;
+use super::index::{ALL, Block, Index, Picked, Source};
+use super::layout::{BLOCK, Entry, SECTOR, SECTORS, sum};
+use super::staging::{Staging, Stretch};
+use crate::blob::Range;
+use crate::device::PAGE;
+
+/// Bytes handled in one section.
+pub const SECTION: u64 = 32 * BLOCK;
+/// The largest run that one write-back takes: what one Put Page takes.
+const LONGEST_RUN: u64 = crate::volume::io::LARGEST_PIECE / BLOCK;
+
+/// Part of one block, and where its bytes are in the caller's buffer.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    block: u64,
+    mask: u8,
+    /// First byte within the block.
+    at: usize,
+    /// First byte in the buffer.
+    from: usize,
+    len: usize,
+}
+
+impl Part {
+    fn stretch(&self, slot: u32) -> Stretch {
+        Stretch {
+            slot,
+            at: self.at,
+            bytes: self.from..self.from + self.len,
+        }
+    }
+}
+
+/// Somebody who reads from the store what the cache lacks.
+#[derive(Debug)]
+struct Fill {
+    id: u64,
+    range: Range,
+    /// The range was, or is being, changed since: what was read may be old.
+    spoiled: bool,
+}
+
+/// What became of bytes to be staged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Staged {
+    /// How many, from the first, are staged: they may be acknowledged.
+    pub bytes: usize,
+    /// The staging file failed; the rest has to go to the store.
+    pub failed: bool,
+    /// The write-back has something new to consider.
+    pub wake: bool,
+}
+
+/// A copy of what is in the cache of a range.
+#[derive(Debug, Default)]
+pub struct Copied {
+    /// The range's bytes; zeroes where they are missing.
+    pub bytes: Vec<u8>,
+    /// What is missing, in order, neighbours joined.
+    pub missing: Vec<Range>,
+    /// The registration under which what is missing may be filled in.
+    pub fill: Option<u64>,
+}
+
+/// Index, file and everybody under way.
+#[derive(Debug)]
+pub struct Core {
+    pub index: Index,
+    pub staging: Staging,
+    share: Share,
+    fills: Vec<Fill>,
+    changing: Vec<(u64, Range)>,
+    next_id: u64,
+    /// The file system had room the last time.
+    roomy: bool,
+    /// Writers that wait for a slot.
+    pub waiting: usize,
+    /// Everything up to here is wanted in the store.
+    flush_to: u64,
+    /// What had been written at past ticks, oldest first.
+    ages: VecDeque<(Instant, u64)>,
+    pub hits: u64,
+    pub misses: u64,
+}
+
+fn parts(range: Range) -> impl Iterator<Item = Part> {
+    debug_assert!(range.start.is_multiple_of(PAGE) && range.end.is_multiple_of(PAGE));
+    let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
+    blocks.map(move |block| {
+        let start = range.start.max(block * BLOCK);
+        let end = range.end.min((block + 1) * BLOCK);
+        let (at, len) = (len_of(start - block * BLOCK), len_of(end - start));
+        Part {
+            block,
+            mask: mask(at / SECTOR, len / SECTOR),
+            at,
+            from: len_of(start - range.start),
+            len,
+        }
+    })
+}
+
+fn mask(first: usize, sectors: usize) -> u8 {
+    debug_assert!(first + sectors <= SECTORS && sectors > 0);
+    (ALL >> (SECTORS - sectors)) << first
+}
+
+/// The runs of set bits in `bits`: first and count.
+fn runs(bits: u8) -> impl Iterator<Item = (usize, usize)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = u16::from(bits) >> at;
+        if rest == 0 {
+            return None;
+        }
+        let first = at + rest.trailing_zeros() as usize;
+        let count = (u16::from(bits) >> first).trailing_ones() as usize;
+        at = first + count;
+        Some((first, count))
+    })
+}
+
+fn overlap(a: &Range, b: &Range) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Lengths here are within a request's payload.
+fn len_of(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a payload's length fits memory")
+}
+
+impl Core {
+    pub fn new(index: Index, staging: Staging, share: Share) -> Self {
+        Self {
+            index,
+            staging,
+            share,
+            fills: Vec::new(),
+            changing: Vec::new(),
+            next_id: 0,
+            roomy: true,
+            waiting: 0,
+            flush_to: 0,
+            ages: VecDeque::new(),
+            hits: 0,
+            misses: 0,
+        }
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    // Staging.
+
+    /// Stages as much of `data` as there are slots for, at most [`SECTION`].
+    pub fn stage(&mut self, offset: u64, data: &[u8]) -> Staged {
+        let end = (offset + data.len() as u64).min((offset / BLOCK * BLOCK) + SECTION);
+        let range = Range { start: offset, end };
+        let parts: Vec<(Part, u32, bool)> = self.slots_for(range);
+        let stretches: Vec<Stretch> = parts
+            .iter()
+            .map(|(part, slot, _)| part.stretch(*slot))
+            .collect();
+        let mut staged = Staged::default();
+        let mut written = parts.len();
+        if let Err((first, error)) = self.staging.write(&stretches, data) {
+            written = first;
+            staged.failed = !self.no_room(&error);
+            self.unplace(&parts[first..]);
+        }
+        let before = self.index.dirty_blocks();
+        let mut entries = Vec::with_capacity(written);
+        for (part, slot, _) in &parts[..written] {
+            let sums = self.sums(&data[part.from..part.from + part.len], part.at);
+            self.index.stage(part.block, *slot, part.mask, &sums);
+            entries.push(self.entry(part.block));
+            staged.bytes = part.from + part.len;
+        }
+        self.spoil(&Range::at(offset, staged.bytes as u64));
+        if let Err(error) = self.staging.commit(&entries) {
+            // In memory it is staged, but a crash would lose it: do not acknowledge.
+            self.complain(&error);
+            staged.bytes = 0;
+            staged.failed = true;
+        }
+        let high = self.high_water();
+        let after = self.index.dirty_blocks();
+        staged.wake = before == 0 || before <= high && after > high;
+        staged
+    }
+
+    /// A slot for each block of `range`, as far as they go: which, and
+    /// whether memory was taken for it just now. The index does not know the
+    /// new ones yet.
+    fn slots_for(&mut self, range: Range) -> Vec<(Part, u32, bool)> {
+        let keep = range.start / BLOCK..range.end.div_ceil(BLOCK);
+        let mut placed = Vec::with_capacity(len_of(keep.end - keep.start));
+        for part in parts(range) {
+            let slot = match self.index.get(part.block) {
+                Some(block) => (block.slot, false),
+                None => {
+                    let (roomy, share) = (self.roomy, &mut self.share);
+                    match self.index.take_slot(&keep, || roomy && share.take()) {
+                        Some(Source::Backed(slot)) => (slot, false),
+                        Some(Source::Bare(slot)) => (slot, true),
+                        None => break,
+                    }
+                }
+            };
+            placed.push((part, slot.0, slot.1));
+        }
+        placed
+    }
+
+    /// Undoes [`Core::slots_for`] after the slots could not be written.
+    fn unplace(&mut self, parts: &[(Part, u32, bool)]) {
+        for (part, slot, bare) in parts {
+            match self.index.get(part.block) {
+                // What was clean there may be half overwritten.
+                Some(block) => {
+                    let lost = part.mask & !block.dirty;
+                    self.index.forget(part.block, lost);
+                }
+                None => {
+                    if *bare {
+                        self.share.give();
+                    }
+                    self.index.return_slot(*slot, !bare);
+                }
+            }
+        }
+    }
+
+    /// Takes note of a full file system; false for any other error.
+    fn no_room(&mut self, error: &io::Error) -> bool {
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        if full && self.roomy {
+            tracing::warn!("the staging file system is full: caching no more than fits");
+        }
+        self.roomy &= !full;
+        if !full {
+            self.complain(error);
+        }
+        full
+    }
+
+    fn complain(&self, error: &io::Error) {
+        let path = self
+            .staging
+            .path()
+            .unwrap_or(std::path::Path::new("(unnamed)"));
+        tracing::error!("staging file {}: {error}", path.display());
+    }
+
+    fn sums(&self, data: &[u8], at: usize) -> [u32; SECTORS] {
+        let mut sums = [0; SECTORS];
+        if !self.staging.in_memory() {
+            for (slot, sector) in sums[at / SECTOR..].iter_mut().zip(data.chunks(SECTOR)) {
+                *slot = sum(sector);
+            }
+        }
+        sums
+    }
+
+    /// The table entry that the index asks for.
+    fn entry(&self, number: u64) -> (u32, Option<Entry>) {
+        let block = self.index.get(number).expect("callers name cached blocks");
+        entry_of(number, block, block.dirty)
+    }
+
+    // Reading.
+
+    /// Copies what is cached of `range` (at most [`SECTION`] long), part of
+    /// `whole`, behind `copied`.
+    ///
+    /// # Errors
+    /// The staging file failed.
+    pub fn copy(&mut self, range: Range, whole: Range, copied: &mut Copied) -> io::Result<()> {
+        let base = copied.bytes.len();
+        copied.bytes.resize(base + len_of(range.len()), 0);
+        let mut stretches = Vec::new();
+        for part in parts(range) {
+            let from = base + part.from;
+            let block = self.index.get(part.block);
+            let (valid, slot) = block.map_or((0, 0), |block| (block.valid & part.mask, block.slot));
+            if valid != 0 {
+                self.index.refer(slot);
+            }
+            for (first, count) in runs(valid) {
+                let start = from + first * SECTOR - part.at;
+                stretches.push(Stretch {
+                    slot,
+                    at: first * SECTOR,
+                    bytes: start..start + count * SECTOR,
+                });
+            }
+            for (first, count) in runs(part.mask & !valid) {
+                let start = part.block * BLOCK + (first * SECTOR) as u64;
+                let end = start + (count * SECTOR) as u64;
+                match copied.missing.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ => copied.missing.push(Range { start, end }),
+                }
+            }
+        }
+        self.staging
+            .read(&stretches, &mut copied.bytes)
+            .inspect_err(|error| self.complain(error))?;
+        if range.end == whole.end {
+            let counter = if copied.missing.is_empty() {
+                &mut self.hits
+            } else {
+                &mut self.misses
+            };
+            *counter += 1;
+        }
+        if copied.fill.is_none() && (!copied.missing.is_empty() || range != whole) {
+            copied.fill = Some(self.register(whole));
+        }
+        Ok(())
+    }
+
+    /// Begins to watch `range` for changes; ended by [`Core::unregister`].
+    pub fn register(&mut self, range: Range) -> u64 {
+        let spoiled = self
+            .changing
+            .iter()
+            .any(|(_, changing)| overlap(changing, &range));
+        let id = self.id();
+        self.fills.push(Fill { id, range, spoiled });
+        id
+    }
+
+    /// Ends a registration.
+    pub fn unregister(&mut self, id: u64) {
+        self.fills.retain(|fill| fill.id != id);
+    }
+
+    /// Nothing changed the range since it was registered, nor is about to.
+    pub fn undisturbed(&self, id: u64) -> bool {
+        self.fills.iter().any(|fill| fill.id == id && !fill.spoiled)
+    }
+
+    fn spoil(&mut self, range: &Range) {
+        for fill in &mut self.fills {
+            fill.spoiled |= overlap(&fill.range, range);
+        }
+    }
+
+    /// Keeps `data`, which the store has at `range` (at most [`SECTION`]
+    /// long), as far as it is not cached, under the registration `id`.
+    pub fn fill(&mut self, id: u64, range: Range, data: &[u8]) {
+        if !self.undisturbed(id) {
+            return;
+        }
+        let parts = self.slots_for(range);
+        let mut stretches = Vec::new();
+        let mut filled = Vec::new();
+        for (part, slot, _) in &parts {
+            let valid = self.index.get(part.block).map_or(0, |block| block.valid);
+            let lacking = part.mask & !valid;
+            for (first, count) in runs(lacking) {
+                let from = part.from + first * SECTOR - part.at;
+                stretches.push(Stretch {
+                    slot: *slot,
+                    at: first * SECTOR,
+                    bytes: from..from + count * SECTOR,
+                });
+            }
+            filled.push((part.block, *slot, lacking));
+        }
+        if let Err((_, error)) = self.staging.write(&stretches, data) {
+            // What lacks stays lacking, whatever the slots hold now.
+            self.no_room(&error);
+            for (part, slot, bare) in parts {
+                if self.index.get(part.block).is_none() {
+                    if bare {
+                        self.share.give();
+                    }
+                    self.index.return_slot(slot, !bare);
+                }
+            }
+            return;
+        }
+        for (block, slot, lacking) in filled {
+            if lacking != 0 {
+                self.index.fill(block, slot, lacking);
+            }
+        }
+    }
+
+    // Changes made in the store directly, under the range lock.
+
+    /// A change of `range` in the store begins.
+    pub fn begin_change(&mut self, range: Range) -> u64 {
+        let id = self.id();
+        self.changing.push((id, range));
+        self.spoil(&range);
+        self.index
+            .begin_change(range.start / BLOCK..range.end.div_ceil(BLOCK));
+        id
+    }
+
+    /// The store has `data` at `offset` (within the change's range, at most
+    /// [`SECTION`] long) since the change: what is cached of it follows,
+    /// unless it was staged anew.
+    ///
+    /// # Errors
+    /// The staging file failed: an older write may come back.
+    pub fn wrote(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let range = Range::at(offset, data.len() as u64);
+        self.spoil(&range);
+        for part in parts(range) {
+            let Some(block) = self.index.get(part.block).copied() else {
+                continue;
+            };
+            let mut lost = 0;
+            for (first, count) in runs(part.mask & !block.touched & block.valid) {
+                let from = part.from + first * SECTOR - part.at;
+                let stretch = Stretch {
+                    slot: block.slot,
+                    at: first * SECTOR,
+                    bytes: from..from + count * SECTOR,
+                };
+                if let Err((_, error)) = self.staging.write(&[stretch], data) {
+                    self.no_room(&error);
+                    lost |= mask(first, count);
+                }
+            }
+            self.settle(part.block, &block, part.mask & !block.touched, lost)?;
+        }
+        Ok(())
+    }
+
+    /// The store has zeroes in `range` since the change. Deals with some of
+    /// it; returns what is left.
+    ///
+    /// # Errors
+    /// As [`Core::wrote`].
+    pub fn cleared(&mut self, range: Range) -> io::Result<Range> {
+        const AT_ONCE: usize = 64;
+        self.spoil(&range);
+        let numbers = range.start / BLOCK..range.end.div_ceil(BLOCK);
+        let cached = self.index.range(numbers).take(AT_ONCE);
+        let cached: Vec<(u64, Block)> = cached.map(|(number, block)| (number, *block)).collect();
+        for (number, block) in &cached {
+            let start = range.start.max(number * BLOCK);
+            let end = range.end.min((number + 1) * BLOCK);
+            let first = len_of(start - number * BLOCK) / SECTOR;
+            let gone = mask(first, len_of(end - start) / SECTOR) & !block.touched;
+            self.settle(*number, block, gone, gone)?;
+        }
+        let done = match cached.last() {
+            Some((last, _)) if cached.len() == AT_ONCE => range.end.min((last + 1) * BLOCK),
+            _ => range.end,
+        };
+        Ok(Range {
+            start: done,
+            end: range.end,
+        })
+    }
+
+    /// `clean` of the block is the store's now, `gone` is cached no more.
+    fn settle(&mut self, number: u64, block: &Block, clean: u8, gone: u8) -> io::Result<()> {
+        if block.dirty & clean != 0 {
+            let entry = entry_of(number, block, block.dirty & !clean);
+            self.staging
+                .commit(&[entry])
+                .inspect_err(|error| self.complain(error))?;
+        }
+        self.index.clean(number, clean);
+        self.index.forget(number, gone);
+        Ok(())
+    }
+
+    /// The change is over. When its outcome is not known, what is cached
+    /// clean of the range may not be what the store has.
+    pub fn end_change(&mut self, id: u64, known: bool) {
+        let Some(at) = self.changing.iter().position(|(change, _)| *change == id) else {
+            return;
+        };
+        let (_, range) = self.changing.swap_remove(at);
+        self.spoil(&range);
+        if known {
+            return;
+        }
+        let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
+        let cached: Vec<(u64, u8)> = self
+            .index
+            .range(blocks)
+            .map(|(number, block)| (number, !block.dirty))
+            .collect();
+        for (number, clean) in cached {
+            self.index.forget(number, clean);
+        }
+    }
+
+    // Writing back.
+
+    /// Dirty blocks above which writing back does not wait.
+    fn high_water(&self) -> u32 {
+        self.index.capacity() / 2
+    }
+
+    /// Everything written so far is wanted in the store.
+    pub fn want_flushed(&mut self) -> u64 {
+        self.flush_to = self.index.sequence();
+        self.flush_to
+    }
+
+    /// The next run to write back, if any is due.
+    pub fn pick(&mut self) -> Option<Picked> {
+        let pressed = self.waiting > 0 || self.index.waiting_blocks() > self.high_water() as usize;
+        let due = if pressed { u64::MAX } else { self.flush_to };
+        self.index.pick(due, LONGEST_RUN)
+    }
+
+    /// Looks at the clock: what was written more than `age` ago becomes due,
+    /// memory that others want is given back, and a file system that was full
+    /// may have room again.
+    pub fn tick(&mut self, now: Instant, age: Duration) {
+        while let Some((then, sequence)) = self.ages.front().copied()
+            && now.duration_since(then) >= age
+        {
+            self.flush_to = self.flush_to.max(sequence);
+            self.ages.pop_front();
+        }
+        if self.index.dirty_blocks() > 0 {
+            self.ages.push_back((now, self.index.sequence()));
+        }
+        self.roomy = true;
+        for _ in 0..self.share.owed() {
+            let nobody = 0..0;
+            let Some(slot) = self.index.free_slot().or_else(|| self.index.evict(&nobody)) else {
+                break;
+            };
+            self.staging.punch(slot);
+            self.share.give();
+            self.index.return_slot(slot, false);
+        }
+    }
+
+    /// Copies the dirty sectors of the picked ones among `blocks` (at most
+    /// [`SECTION`]) behind `pieces`, each an offset and what goes there.
+    ///
+    /// # Errors
+    /// The staging file failed.
+    pub fn send(
+        &mut self,
+        blocks: std::ops::Range<u64>,
+        pieces: &mut Vec<(u64, Vec<u8>)>,
+    ) -> io::Result<()> {
+        for number in blocks {
+            let Some(block) = self.index.send(number) else {
+                continue;
+            };
+            let hull = {
+                let first = block.dirty.trailing_zeros() as usize;
+                mask(
+                    first,
+                    SECTORS - block.dirty.leading_zeros() as usize - first,
+                )
+            };
+            // Clean sectors between dirty ones are the store's own bytes:
+            // sending them along saves a request.
+            let sent = if hull & !block.valid == 0 {
+                hull
+            } else {
+                block.dirty
+            };
+            for (first, count) in runs(sent) {
+                let offset = number * BLOCK + (first * SECTOR) as u64;
+                let len = count * SECTOR;
+                let joined = pieces
+                    .last()
+                    .is_some_and(|(at, data)| at + data.len() as u64 == offset);
+                if !joined {
+                    pieces.push((offset, Vec::new()));
+                }
+                let (_, data) = pieces.last_mut().expect("pushed just now at the latest");
+                let from = data.len();
+                data.resize(from + len, 0);
+                let stretch = Stretch {
+                    slot: block.slot,
+                    at: first * SECTOR,
+                    bytes: from..from + len,
+                };
+                self.staging
+                    .read(&[stretch], data)
+                    .inspect_err(|error| self.complain(error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The write-back of `blocks` (at most [`SECTION`]) is over; says whether
+    /// what was delivered could be noted.
+    pub fn finish(&mut self, blocks: std::ops::Range<u64>, delivered: bool) -> bool {
+        let mut delivered = delivered;
+        if delivered {
+            let mut entries = Vec::with_capacity(len_of(blocks.end - blocks.start));
+            for (number, block) in self.index.range(blocks.clone()) {
+                let arrived = self.index.arrived(number);
+                if arrived != 0 {
+                    entries.push(entry_of(number, block, block.dirty & !arrived));
+                }
+            }
+            // Before the slots can be used for anything else.
+            if let Err(error) = self.staging.commit(&entries) {
+                self.complain(&error);
+                delivered = false;
+            }
+        }
+        for number in blocks {
+            self.index.finish(number, delivered);
+        }
+        delivered
+    }
+
+    /// The dirty parts of `within`, at most `most` runs, and up to where they
+    /// are all of them.
+    pub fn dirty(&self, within: Range, most: usize) -> (Vec<Range>, u64) {
+        let mut found: Vec<Range> = Vec::new();
+        for (number, block) in self
+            .index
+            .range(within.start / BLOCK..within.end.div_ceil(BLOCK))
+        {
+            for (first, count) in runs(block.dirty) {
+                let start = number * BLOCK + (first * SECTOR) as u64;
+                let end = start + (count * SECTOR) as u64;
+                let full = found.len() == most;
+                match found.last_mut() {
+                    Some(last) if last.end == start => last.end = end,
+                    _ if full => return (found, start),
+                    _ => found.push(Range { start, end }),
+                }
+            }
+        }
+        (found, within.end)
+    }
+}
+
+fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<Entry>) {
+    let entry = (dirty != 0).then_some(Entry {
+        block: number,
+        sequence: block.sequence,
+        dirty,
+        sums: block.sums,
+    });
+    (block.slot, entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::volume::cache::budget::Budget;
+    use crate::volume::cache::layout::{BLOCK_LEN, Header};
+
+    fn core(folder: &std::path::Path, slots: u32) -> Core {
+        let header = Header {
+            generation: 0,
+            slots,
+            epoch: 1,
+            flushed: 0,
+            volume: [0; 32],
+            address: "acct/dysks/vol1.vhd".into(),
+            lease: "l".into(),
+            boot: "b".into(),
+        };
+        let staging = Staging::create(&folder.join("v.staging"), true, header, Some(true)).unwrap();
+        Core::new(
+            Index::new(slots, 0),
+            staging,
+            Share::join(Budget::unlimited()),
+        )
+    }
+
+    fn read(core: &mut Core, range: Range) -> Copied {
+        let mut copied = Copied::default();
+        core.copy(range, range, &mut copied).unwrap();
+        copied
+    }
+
+    /// The table in the file, next to what the index would have there.
+    fn check(core: &Core) {
+        core.index.check();
+        let (mut table, torn) = core.staging.table().unwrap();
+        let mut expected: Vec<(u32, Entry)> = core
+            .index
+            .range(0..u64::MAX)
+            .filter_map(|(number, block)| {
+                let (slot, entry) = entry_of(number, block, block.dirty);
+                Some((slot, entry?))
+            })
+            .collect();
+        expected.sort_by_key(|(slot, _)| *slot);
+        // Sums of clean sectors are left over in memory and mean nothing.
+        for (_, entry) in table.iter_mut().chain(&mut expected) {
+            for sector in 0..SECTORS {
+                if entry.dirty & (1 << sector) == 0 {
+                    entry.sums[sector] = 0;
+                }
+            }
+        }
+        assert_eq!((table, torn), (expected, 0));
+    }
+
+    #[test]
+    fn a_full_file_system_stages_no_more_than_fits() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut core = core(folder.path(), 64);
+        core.staging.full_from = Some(3);
+        let data = vec![7; 8 * BLOCK_LEN];
+        let mut staged = 0;
+        while staged < data.len() {
+            let step = core.stage(staged as u64, &data[staged..]);
+            assert!(!step.failed, "full is no failure");
+            check(&core);
+            if step.bytes == 0 {
+                break;
+            }
+            staged += step.bytes;
+        }
+        // A run that hits the end is not staged, but single blocks are.
+        for block in 0..8u64 {
+            core.stage(block * BLOCK, &data[..BLOCK_LEN]);
+        }
+        check(&core);
+        assert!(core.index.dirty_blocks() <= 3);
+        let before = core.index.dirty_blocks();
+        // With room again, growth goes on after the next look at the clock.
+        core.staging.full_from = None;
+        core.stage(40 * BLOCK, &data[..BLOCK_LEN]);
+        core.tick(Instant::now(), Duration::from_secs(5));
+        assert_eq!(core.stage(41 * BLOCK, &data[..BLOCK_LEN]).bytes, BLOCK_LEN);
+        assert!(core.index.dirty_blocks() > before);
+        check(&core);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Stage(Range),
+        Fill(Range),
+        Through(Range, bool),
+        Clear(Range),
+        Pick,
+        Send,
+        Finish(bool),
+        Full(Option<u32>),
+        Tick,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let range =
+            || (0u64..400, 1u64..40).prop_map(|(page, pages)| Range::at(page * PAGE, pages * PAGE));
+        let step = prop_oneof![
+            6 => range().prop_map(Step::Stage),
+            3 => range().prop_map(Step::Fill),
+            2 => (range(), any::<bool>()).prop_map(|(range, known)| Step::Through(range, known)),
+            1 => range().prop_map(Step::Clear),
+            3 => Just(Step::Pick),
+            3 => Just(Step::Send),
+            3 => any::<bool>().prop_map(Step::Finish),
+            1 => proptest::option::of(0u32..32).prop_map(Step::Full),
+            1 => Just(Step::Tick),
+        ];
+        proptest::collection::vec(step, 1..120)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Bookkeeping and file agree after every step, and a write-back that
+        /// counts as delivered delivered the last bytes staged before its copy.
+        #[test]
+        fn index_and_file_agree(steps in steps()) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut core = core(folder.path(), 32);
+            let mut model = vec![0u8; 440 * SECTOR];
+            let mut store = model.clone();
+            let mut stamp = 0u8;
+            let mut picked: Option<Picked> = None;
+            let mut sent: Option<Vec<(u64, Vec<u8>)>> = None;
+            let at = |range: &Range| len_of(range.start)..len_of(range.end);
+            // Within the range lock, changes of the picked blocks wait.
+            let free = |picked: &Option<Picked>, range: &Range| picked.as_ref().is_none_or(|picked| {
+                let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
+                picked.blocks.end <= blocks.start || blocks.end <= picked.blocks.start
+            });
+            for step in steps {
+                stamp = stamp.wrapping_add(1).max(1);
+                match step {
+                    Step::Stage(range) => {
+                        let staged = core.stage(range.start, &vec![stamp; len_of(range.len())]);
+                        let end = range.start + staged.bytes as u64;
+                        model[at(&Range { start: range.start, end })].fill(stamp);
+                    }
+                    Step::Fill(range) => {
+                        let copied = read(&mut core, range);
+                        if let Some(id) = copied.fill {
+                            for part in copied.missing {
+                                core.fill(id, part, &store[at(&part)]);
+                            }
+                            core.unregister(id);
+                        }
+                    }
+                    Step::Through(range, known) if free(&picked, &range) => {
+                        let id = core.begin_change(range);
+                        if known {
+                            let bytes = vec![stamp; len_of(range.len())];
+                            core.wrote(range.start, &bytes).unwrap();
+                            store[at(&range)].fill(stamp);
+                            model[at(&range)].fill(stamp);
+                        }
+                        core.end_change(id, known);
+                    }
+                    Step::Clear(range) if free(&picked, &range) => {
+                        let id = core.begin_change(range);
+                        let mut rest = range;
+                        while !rest.is_empty() {
+                            rest = core.cleared(rest).unwrap();
+                        }
+                        store[at(&range)].fill(0);
+                        model[at(&range)].fill(0);
+                        core.end_change(id, true);
+                    }
+                    Step::Pick if picked.is_none() => {
+                        core.want_flushed();
+                        picked = core.pick();
+                    }
+                    Step::Send => if let (Some(picked), None) = (&picked, &sent) {
+                        let mut pieces = Vec::new();
+                        core.send(picked.blocks.clone(), &mut pieces).unwrap();
+                        for (offset, data) in &pieces {
+                            let range = Range::at(*offset, data.len() as u64);
+                            prop_assert_eq!(&model[at(&range)], &data[..]);
+                        }
+                        sent = Some(pieces);
+                    },
+                    Step::Finish(delivered) => if let Some(run) = picked.take() {
+                        let delivered = delivered && sent.is_some();
+                        for (offset, data) in sent.take().into_iter().flatten() {
+                            let range = Range::at(offset, data.len() as u64);
+                            if delivered {
+                                store[at(&range)].copy_from_slice(&data);
+                            }
+                        }
+                        core.finish(run.blocks.clone(), delivered);
+                        core.index.finished(&run);
+                    },
+                    Step::Full(from) => core.staging.full_from = from,
+                    Step::Tick => core.tick(Instant::now(), Duration::from_secs(5)),
+                    _ => {}
+                }
+                check(&core);
+                let whole = Range::at(0, model.len() as u64);
+                for section in (whole.start..whole.end).step_by(len_of(SECTION)) {
+                    let section = Range { start: section, end: whole.end.min(section + SECTION) };
+                    let mut copied = read(&mut core, section);
+                    core.unregister(copied.fill.unwrap_or(0));
+                    for part in copied.missing {
+                        let to = len_of(part.start - section.start);
+                        copied.bytes[to..to + len_of(part.len())].copy_from_slice(&store[at(&part)]);
+                    }
+                    prop_assert_eq!(&copied.bytes[..], &model[at(&section)]);
+                }
+            }
+        }
+    }
+}

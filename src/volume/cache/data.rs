@@ -1,0 +1,548 @@
+//! A cached volume's reads, writes, trims and flushes: what is answered from
+//! the cache, what goes to the store, and who waits for whom.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::try_join_all;
+
+use super::Cache;
+use super::core::{Copied, Core, SECTION, Staged};
+use super::layout::BLOCK;
+use crate::blob::Range;
+use crate::device::{DeviceError, PAGE, ReadData, Segment};
+use crate::volume::Volume;
+use crate::volume::disk::{split, usize_from, whole_pages_around};
+use crate::volume::io::{Change, LARGEST_PIECE};
+use crate::volume::store::PageStore;
+
+/// Zeroes up to this long are staged like any other write.
+const STAGED_ZEROES: u64 = 64 << 10;
+/// Gaps up to this long between missing parts are read along with them.
+const READ_ALONG: u64 = 64 << 10;
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// A registration of a read, ended when dropped.
+struct Watching<'a> {
+    cache: &'a Arc<Cache>,
+    id: u64,
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        let id = self.id;
+        self.cache.soon(move |core| core.unregister(id));
+    }
+}
+
+/// A change in the store; unless [`Changing::done`], its outcome counts as
+/// unknown when dropped.
+struct Changing<'a> {
+    cache: &'a Arc<Cache>,
+    id: u64,
+    known: bool,
+}
+
+impl<'a> Changing<'a> {
+    async fn begin(cache: &'a Arc<Cache>, range: Range) -> Self {
+        let id = cache.with(move |core| core.begin_change(range)).await;
+        Self {
+            cache,
+            id,
+            known: false,
+        }
+    }
+
+    fn done(mut self) {
+        self.known = true;
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let (id, known) = (self.id, self.known);
+        self.cache.soon(move |core| core.end_change(id, known));
+    }
+}
+
+fn staging_failed(error: &io::Error) -> DeviceError {
+    DeviceError::Io(format!("staging file: {error}"))
+}
+
+fn sections(range: Range) -> impl Iterator<Item = Range> {
+    let first = range.start / BLOCK * BLOCK;
+    let starts = (first..range.end).step_by(usize_from(SECTION));
+    starts.map(move |start| Range {
+        start: start.max(range.start),
+        end: range.end.min(start + SECTION),
+    })
+}
+
+fn blocks_around(range: Range) -> Range {
+    Range {
+        start: range.start / BLOCK * BLOCK,
+        end: range.end.next_multiple_of(BLOCK),
+    }
+}
+
+/// Missing parts joined over small gaps, none longer than one read may be.
+fn reads(missing: &[Range]) -> Vec<Range> {
+    let mut joined: Vec<Range> = Vec::new();
+    for part in missing {
+        match joined.last_mut() {
+            Some(last)
+                if part.start - last.end <= READ_ALONG
+                    && part.end - last.start <= LARGEST_PIECE =>
+            {
+                last.end = part.end;
+            }
+            _ => joined.push(*part),
+        }
+    }
+    joined
+}
+
+impl<S: PageStore> Volume<S> {
+    fn unfenced(&self) -> Result<(), DeviceError> {
+        match self.io.standing.fenced() {
+            Some(fenced) => Err(self.io.fenced(&fenced)),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads whole pages, at most [`LARGEST_PIECE`].
+    pub(in crate::volume) async fn read_cached(
+        &self,
+        cache: &Arc<Cache>,
+        range: Range,
+    ) -> Result<ReadData, DeviceError> {
+        self.unfenced()?;
+        let mut copied = Copied::default();
+        let mut watching = None;
+        for section in sections(range) {
+            let copy = cache.with(move |core| {
+                let result = core.copy(section, range, &mut copied);
+                (result, copied)
+            });
+            let result;
+            (result, copied) = copy.await;
+            if let Some(id) = copied.fill
+                && watching.is_none()
+            {
+                watching = Some(Watching { cache, id });
+            }
+            result.map_err(|error| staging_failed(&error))?;
+        }
+        if copied.missing.is_empty() {
+            return Ok(Bytes::from(copied.bytes).into());
+        }
+        let watching = watching.expect("a read that misses is registered");
+        if copied.missing == [range] {
+            let data = self.io.read(range).await?;
+            let bytes = data.to_bytes();
+            self.fill(&watching, range.start, vec![range], bytes.clone())
+                .await;
+            return Ok(bytes.into());
+        }
+        let fetches = reads(&copied.missing).into_iter().map(|span| async move {
+            let data = self.io.read(span).await?;
+            Ok((span, data))
+        });
+        let mut bytes = BytesMut::from(Bytes::from(copied.bytes));
+        for (span, data) in try_join_all(fetches).await? {
+            for part in copied
+                .missing
+                .iter()
+                .filter(|part| part.start >= span.start && part.end <= span.end)
+            {
+                let from = usize_from(part.start - span.start);
+                let to = usize_from(part.start - range.start);
+                let len = usize_from(part.len());
+                copy_data(&data.slice(from, len), &mut bytes[to..to + len]);
+            }
+        }
+        let bytes = bytes.freeze();
+        self.fill(&watching, range.start, copied.missing, bytes.clone())
+            .await;
+        Ok(bytes.into())
+    }
+
+    /// Keeps what a read fetched; `bytes` begin at `start`.
+    async fn fill(&self, watching: &Watching<'_>, start: u64, parts: Vec<Range>, bytes: Bytes) {
+        let id = watching.id;
+        for section in parts.into_iter().flat_map(sections) {
+            let from = usize_from(section.start - start);
+            let data = bytes.slice(from..from + usize_from(section.len()));
+            watching
+                .cache
+                .with(move |core| core.fill(id, section, &data))
+                .await;
+        }
+    }
+
+    /// Writes any range.
+    pub(in crate::volume) async fn write_cached(
+        &self,
+        cache: &Arc<Cache>,
+        range: Range,
+        data: Bytes,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
+        self.unfenced()?;
+        let work = self.write_parts(cache, range, data, fua);
+        self.io.within_deadline("write", range, work).await
+    }
+
+    async fn write_parts(
+        &self,
+        cache: &Arc<Cache>,
+        range: Range,
+        data: Bytes,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
+        let stages = cache.stages() && !fua;
+        if stages && whole_pages_around(range) == range {
+            return self.stage(cache, range.start, data).await;
+        }
+        let locked = self.locks.lock(blocks_around(range)).await;
+        let (head, body, tail) = split(range);
+        let part = |part: Range| {
+            let at = usize_from(part.start - range.start);
+            data.slice(at..at + usize_from(part.len()))
+        };
+        for edge in [head, tail] {
+            if !edge.is_empty() {
+                self.patch_cached(cache, edge, part(edge), stages).await?;
+            }
+        }
+        if !body.is_empty() {
+            if stages {
+                drop(locked);
+                return self.stage(cache, body.start, part(body)).await;
+            }
+            self.write_through(cache, body.start, part(body)).await?;
+        }
+        self.make_durable(cache, fua).await
+    }
+
+    /// Stages whole pages, waiting for room; what the cache cannot take goes
+    /// through to the store.
+    async fn stage(
+        &self,
+        cache: &Arc<Cache>,
+        mut offset: u64,
+        mut data: Bytes,
+    ) -> Result<(), DeviceError> {
+        while !data.is_empty() {
+            let mut staged = self.try_stage(cache, offset, &data, false).await;
+            if staged.bytes == 0 && !staged.failed {
+                staged = self.stage_in_turn(cache, offset, &data).await?;
+            }
+            if staged.bytes == 0 {
+                let len = data.len().min(usize_from(LARGEST_PIECE));
+                let range = Range::at(offset, len as u64);
+                let _locked = self.locks.lock(blocks_around(range)).await;
+                self.write_through(cache, offset, data.slice(..len)).await?;
+                staged.bytes = len;
+            }
+            offset += staged.bytes as u64;
+            data = data.slice(staged.bytes..);
+        }
+        Ok(())
+    }
+
+    async fn try_stage(
+        &self,
+        cache: &Arc<Cache>,
+        offset: u64,
+        data: &Bytes,
+        in_turn: bool,
+    ) -> Staged {
+        let staged = if cache.memory {
+            let mut core = cache.core();
+            if core.waiting > 0 && !in_turn {
+                return Staged::default();
+            }
+            core.stage(offset, data)
+        } else {
+            let data = data.clone();
+            let stage = move |core: &mut Core| {
+                if core.waiting > 0 && !in_turn {
+                    return Staged::default();
+                }
+                core.stage(offset, &data)
+            };
+            cache.with(stage).await
+        };
+        if staged.wake {
+            cache.work.notify_one();
+        }
+        staged
+    }
+
+    /// Waits for room behind those that wait already. Nothing staged means
+    /// that waiting would not help.
+    async fn stage_in_turn(
+        &self,
+        cache: &Arc<Cache>,
+        offset: u64,
+        data: &Bytes,
+    ) -> Result<Staged, DeviceError> {
+        let _waiting = Waiting::begin(cache).await;
+        let _turn = cache
+            .turn
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
+        loop {
+            let progress = cache.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            self.unfenced()?;
+            let staged = self.try_stage(cache, offset, data, true).await;
+            let dirty = cache.with(|core| core.index.dirty_blocks()).await;
+            if staged.bytes > 0 || staged.failed || dirty == 0 {
+                return Ok(staged);
+            }
+            cache.work.notify_one();
+            progress.await;
+        }
+    }
+
+    /// Writes whole pages to the store; the cache follows. The caller has
+    /// locked their blocks.
+    async fn write_through(
+        &self,
+        cache: &Arc<Cache>,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<(), DeviceError> {
+        let range = Range::at(offset, data.len() as u64);
+        let changing = Changing::begin(cache, range).await;
+        self.write_pages(offset, data.clone()).await?;
+        self.written(cache, offset, &data).await?;
+        changing.done();
+        Ok(())
+    }
+
+    async fn written(
+        &self,
+        cache: &Arc<Cache>,
+        offset: u64,
+        data: &Bytes,
+    ) -> Result<(), DeviceError> {
+        for section in sections(Range::at(offset, data.len() as u64)) {
+            let from = usize_from(section.start - offset);
+            let part = data.slice(from..from + usize_from(section.len()));
+            cache
+                .with(move |core| core.wrote(section.start, &part))
+                .await
+                .map_err(|error| staging_failed(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Writes part of a page by reading it first. The caller has locked its
+    /// block, so no other such write is under way; one that is staged
+    /// meanwhile, which takes no lock, is noticed.
+    async fn patch_cached(
+        &self,
+        cache: &Arc<Cache>,
+        range: Range,
+        part: Bytes,
+        stages: bool,
+    ) -> Result<(), DeviceError> {
+        let page = whole_pages_around(range);
+        let at = usize_from(range.start - page.start);
+        let patched = |old: &ReadData| {
+            let mut new = BytesMut::from(old.to_bytes());
+            new[at..at + part.len()].copy_from_slice(&part);
+            new.freeze()
+        };
+        while stages {
+            let id = cache.with(move |core| core.register(page)).await;
+            let watching = Watching { cache, id };
+            let new = patched(&self.read_cached(cache, page).await?);
+            let stage =
+                move |core: &mut Core| core.undisturbed(id).then(|| core.stage(page.start, &new));
+            let staged = cache.with(stage).await;
+            drop(watching);
+            match staged {
+                None => {}
+                // No room, and no waiting for it with a lock held.
+                Some(staged) if staged.bytes == 0 => break,
+                Some(staged) => {
+                    if staged.wake {
+                        cache.work.notify_one();
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        // What is staged from here on counts as later, and wins.
+        let changing = Changing::begin(cache, page).await;
+        let new = patched(&self.read_cached(cache, page).await?);
+        self.write_pages(page.start, new.clone()).await?;
+        self.written(cache, page.start, &new).await?;
+        changing.done();
+        Ok(())
+    }
+
+    /// Makes any range read as zeroes.
+    pub(in crate::volume) async fn zero_cached(
+        &self,
+        cache: &Arc<Cache>,
+        range: Range,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
+        self.unfenced()?;
+        if cache.stages() && !fua && range.len() <= STAGED_ZEROES {
+            let zeroes = Bytes::from_static(&ZEROES).slice(..usize_from(range.len()));
+            return self.write_cached(cache, range, zeroes, fua).await;
+        }
+        let (head, body, tail) = split(range);
+        for edge in [head, tail] {
+            if !edge.is_empty() {
+                let zeroes = Bytes::from_static(&ZEROES).slice(..usize_from(edge.len()));
+                self.write_cached(cache, edge, zeroes, fua).await?;
+            }
+        }
+        self.clear_cached(cache, body, fua).await
+    }
+
+    /// Gives whole pages back to the store.
+    pub(in crate::volume) async fn clear_cached(
+        &self,
+        cache: &Arc<Cache>,
+        body: Range,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
+        self.unfenced()?;
+        if body.is_empty() {
+            return Ok(());
+        }
+        {
+            let _locked = self.locks.lock(blocks_around(body)).await;
+            let changing = Changing::begin(cache, body).await;
+            self.io.change(&Change::Clear(body)).await?;
+            let mut rest = body;
+            while !rest.is_empty() {
+                rest = cache
+                    .with(move |core| core.cleared(rest))
+                    .await
+                    .map_err(|error| staging_failed(&error))?;
+            }
+            changing.done();
+        }
+        self.make_durable(cache, fua).await
+    }
+
+    /// The dirty parts of `within`, as [`Core::dirty`].
+    pub(in crate::volume) async fn dirty(
+        &self,
+        cache: &Arc<Cache>,
+        within: Range,
+        most: usize,
+    ) -> (Vec<Range>, u64) {
+        cache.with(move |core| core.dirty(within, most)).await
+    }
+
+    /// After a change with FUA: on a disk, makes sure that a power cut cannot
+    /// bring back what was staged before it.
+    async fn make_durable(&self, cache: &Arc<Cache>, fua: bool) -> Result<(), DeviceError> {
+        if !fua || !cache.stages() || cache.memory {
+            return Ok(());
+        }
+        self.record_flushed(cache, None).await
+    }
+
+    async fn record_flushed(
+        &self,
+        cache: &Arc<Cache>,
+        through: Option<u64>,
+    ) -> Result<(), DeviceError> {
+        cache
+            .with(move |core| {
+                let through = through.unwrap_or(core.index.sequence());
+                if core.staging.header().flushed >= through {
+                    return Ok(());
+                }
+                core.staging.record(|header| header.flushed = through)
+            })
+            .await
+            .map_err(|error| staging_failed(&error))
+    }
+
+    /// Returns once the store has everything acknowledged before the call.
+    pub(in crate::volume) async fn flush_cached(
+        &self,
+        cache: &Arc<Cache>,
+    ) -> Result<(), DeviceError> {
+        let whole = Range::at(0, self.size);
+        self.io
+            .within_deadline("flush", whole, self.drain(cache))
+            .await
+    }
+
+    async fn drain(&self, cache: &Arc<Cache>) -> Result<(), DeviceError> {
+        let failures = cache.failures.load(std::sync::atomic::Ordering::Acquire);
+        let through = cache.with(Core::want_flushed).await;
+        loop {
+            let progress = cache.progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            self.unfenced()?;
+            if cache
+                .with(move |core| core.index.clean_through(through))
+                .await
+            {
+                break;
+            }
+            if cache.failures.load(std::sync::atomic::Ordering::Acquire) != failures {
+                return Err(cache.failure());
+            }
+            cache.work.notify_one();
+            progress.await;
+        }
+        if cache.memory || !cache.stages() {
+            return Ok(());
+        }
+        self.record_flushed(cache, Some(through)).await
+    }
+}
+
+/// A writer that waits for room, until dropped.
+struct Waiting<'a>(&'a Arc<Cache>);
+
+impl<'a> Waiting<'a> {
+    async fn begin(cache: &'a Arc<Cache>) -> Self {
+        cache.with(|core| core.waiting += 1).await;
+        Self(cache)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.soon(|core| core.waiting -= 1);
+    }
+}
+
+fn copy_data(data: &ReadData, mut to: &mut [u8]) {
+    for segment in data.segments() {
+        let len = match segment {
+            Segment::Data(bytes) => {
+                to[..bytes.len()].copy_from_slice(bytes);
+                bytes.len()
+            }
+            Segment::Zeroes(len) => {
+                to[..*len].fill(0);
+                *len
+            }
+        };
+        to = &mut to[len..];
+    }
+    debug_assert!(to.is_empty());
+}
+
+const _: () = assert!(PAGE == super::layout::SECTOR as u64);
