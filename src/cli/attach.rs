@@ -16,7 +16,7 @@ use crate::size::ByteSize;
 pub struct Options {
     /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB, a blob URL, or ACCOUNT with --name
     volume: String,
-    /// The attachment's name, also of the link /dev/dysk/NAME [default: BLOB without .vhd]
+    /// Name of the attachment and of its link in /dev/dysk [default: BLOB]
     #[arg(long)]
     name: Option<AttachmentName>,
     /// Make the blob first (and its container); it must not exist
@@ -35,7 +35,7 @@ pub struct Options {
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CONNECTIONS)))]
     connections: Option<u16>,
-    /// Take the volume from whoever holds its lease: their writes fail from then on
+    /// Take the volume from whoever holds its lease; their writes will fail
     #[arg(long, conflicts_with = "read_only")]
     break_lease: bool,
     #[command(flatten)]

@@ -44,7 +44,7 @@ pub struct Options {
     /// Refuse writes, and take no lease
     #[arg(long)]
     read_only: bool,
-    /// Take the volume from whoever holds its lease: their writes fail from then on
+    /// Take the volume from whoever holds its lease; their writes will fail
     #[arg(long, conflicts_with = "read_only")]
     break_lease: bool,
     #[command(flatten)]
