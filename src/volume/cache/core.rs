@@ -753,6 +753,30 @@ mod tests {
         check(&core);
     }
 
+    #[test]
+    fn a_read_beside_a_change_keeps_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut core = core(folder.path(), 64);
+        let range = Range::at(0, BLOCK);
+        let before = core.register(range);
+        let id = core.begin_change(range);
+        let during = core.register(range);
+        for read in [before, during] {
+            core.fill(read, range, &[1; BLOCK_LEN]);
+            assert_eq!(core.index.cached_blocks(), 0);
+            core.unregister(read);
+        }
+        core.end_change(id, true);
+        let after = core.register(range);
+        core.fill(after, range, &[2; BLOCK_LEN]);
+        assert_eq!(core.index.cached_blocks(), 1);
+        // Not sure what the store has: nothing clean is believed.
+        let id = core.begin_change(range);
+        core.end_change(id, false);
+        assert_eq!(core.index.cached_blocks(), 0);
+        check(&core);
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Stage(Range),
