@@ -458,34 +458,29 @@ fn credentials_that_are_not_there_or_another_account_s() {
 }
 
 #[test]
-fn a_caching_mode_that_does_not_work_yet() {
+fn options_that_contradict_each_other() {
     let (store, node) = set_up();
     let endpoint = store.endpoint();
-    let line = "this version has no other caching mode than none: leave out --caching";
-    for mode in ["read-only", "read-write"] {
-        let volume = volume("vol1.vhd");
-        node.ctl()
-            .run(&[
-                "attach",
-                &volume,
-                "--endpoint",
-                &endpoint,
-                "--caching",
-                mode,
-            ])
-            .fails(line);
-        node.ctl()
-            .run(&[
-                "serve",
-                &volume,
-                "--endpoint",
-                &endpoint,
-                "--caching",
-                mode,
-                "--unix",
-                "/nonexistent/x",
-            ])
-            .fails(line);
+    let volume = volume("vol1.vhd");
+    let uncached = "nothing is cached with --caching none: leave out --staging-dir and \
+                    --cache-size, or choose read-only or read-write";
+    for (options, line) in [
+        (vec!["--cache-size", "1MiB"], uncached),
+        (vec!["--staging-dir", "/ssd"], uncached),
+        (
+            vec!["--caching", "read-write", "--staging-dir", "ssd"],
+            "the staging folder must be an absolute path",
+        ),
+        (
+            vec!["--io-deadline", "0s"],
+            "an i/o deadline of 0 fails every request: leave out --io-deadline to wait for ever",
+        ),
+    ] {
+        for place in [vec!["attach"], vec!["serve", "--unix", "/nonexistent/x"]] {
+            let common = [volume.as_str(), "--endpoint", endpoint.as_str()];
+            let arguments: Vec<&str> = [&place[..], &common, &options].concat();
+            node.ctl().run(&arguments).fails(line);
+        }
     }
 }
 

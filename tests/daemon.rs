@@ -177,7 +177,14 @@ fn requests_that_make_no_sense() {
         ("blob", json!(""), "invalid-request"),
         ("connections", json!(0), "invalid-request"),
         ("connections", json!(17), "invalid-request"),
-        ("caching", json!("read-write"), "unsupported"),
+        ("caching", json!("read-write"), "invalid-request"),
+        (
+            "policy",
+            json!({ "caching": "write-back" }),
+            "invalid-request",
+        ),
+        ("policy", json!({ "cacheSize": 1 << 20 }), "invalid-request"),
+        ("policy", json!({ "ioDeadlineMs": 0 }), "invalid-request"),
         ("create", json!({ "size": 1000 }), "invalid-request"),
     ] {
         let mut request = request(&store, "a");

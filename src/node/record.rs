@@ -203,7 +203,7 @@ pub(super) mod tests {
     use super::*;
     use crate::blob::source::CredentialSource;
     use crate::node::api::{AccountSpec, Secret};
-    use crate::volume::Caching;
+    use crate::node::policy::Policy;
 
     pub fn request(name: &str) -> AttachRequest {
         AttachRequest {

@@ -17,7 +17,7 @@ use dysk::nbd::transmission::Stop;
 use dysk::node::account::open_blob;
 use dysk::node::api::{AccountSpec, Secret};
 use dysk::node::daemon::{self, Daemon};
-use dysk::node::transport::{BoxFuture, Device, Export, Transport, TransportError};
+use dysk::node::transport::{BoxFuture, Device, Export, Parked, Transport, TransportError};
 use dysk::volume;
 use tempfile::TempDir;
 use tokio::sync::{oneshot, watch};
@@ -198,6 +198,30 @@ impl SocketTransport {
         stop.send_replace(Stop::Close);
     }
 
+    /// Exports the disk on a socket at `path`.
+    fn serve(&self, export: Export, path: PathBuf) -> Arc<dyn Device> {
+        let server = Server::bind_unix(&path).expect("the socket binds");
+        let (stop, stopped) = watch::channel(Stop::Run);
+        let mut stops = self.stops.lock().expect("lock");
+        stops.insert(export.name.clone(), stop.clone());
+        drop(stops);
+        let ended = watch::Sender::new(false);
+        let tell = ended.clone();
+        tokio::spawn(async move {
+            server.run(export.volume, "", stopped).await;
+            tell.send_replace(true);
+        });
+        Arc::new(SocketDevice {
+            path,
+            name: export.name,
+            stop: Some(stop),
+            ended,
+            behaviour: self.behaviour.clone(),
+            hold_detach: self.hold_detach.clone(),
+            log: self.log.clone(),
+        })
+    }
+
     fn next_path(&self) -> PathBuf {
         let mut count = self.count.lock().expect("lock");
         let path = self.dir.join(format!("disk{count}"));
@@ -228,26 +252,21 @@ impl Transport for SocketTransport {
                 return Err(TransportError::Failed(text));
             }
             let path = self.next_path();
-            let server = Server::bind_unix(&path).expect("the socket binds");
-            let (stop, stopped) = watch::channel(Stop::Run);
-            let mut stops = self.stops.lock().expect("lock");
-            stops.insert(export.name.clone(), stop.clone());
-            drop(stops);
-            let ended = watch::Sender::new(false);
-            let tell = ended.clone();
-            tokio::spawn(async move {
-                server.run(export.volume, "", stopped).await;
-                tell.send_replace(true);
-            });
-            Ok(Arc::new(SocketDevice {
-                path,
-                name: export.name,
-                stop: Some(stop),
-                ended,
-                behaviour: self.behaviour.clone(),
-                hold_detach: self.hold_detach.clone(),
-                log: self.log.clone(),
-            }) as Arc<dyn Device>)
+            Ok(self.serve(export, path))
+        })
+    }
+
+    fn resume(
+        &self,
+        export: Export,
+        parked: Vec<Parked>,
+    ) -> BoxFuture<'_, Result<Option<Arc<dyn Device>>, TransportError>> {
+        assert!(parked.is_empty(), "nothing is handed over here");
+        Box::pin(async move {
+            let entry = format!("resume {}", export.name);
+            self.log.lock().expect("lock").push(entry);
+            let left = self.behaviour.lock().expect("lock").left.remove(&export.id);
+            Ok(left.map(|path| self.serve(export, path)))
         })
     }
 
@@ -313,6 +332,14 @@ impl Device for SocketDevice {
         })
     }
 
+    fn park(&self) -> BoxFuture<'_, Vec<Parked>> {
+        unreachable!("sockets of clients are not handed over here")
+    }
+
+    fn go_on(&self) {
+        unreachable!("nothing is parked here")
+    }
+
     fn gone(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             let mut ended = self.ended.subscribe();
@@ -351,6 +378,7 @@ impl Node {
         daemon::Config {
             run_dir: self.run_dir(),
             link_dir: self.link("").to_owned(),
+            ..daemon::Config::default()
         }
     }
 
