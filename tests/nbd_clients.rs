@@ -356,6 +356,7 @@ fn fio_verifies_what_it_wrote() {
             "--io_size=128M",
             "--verify=crc32c",
             "--do_verify=1",
+            "--verify_state_save=0",
             "--verify_fatal=1",
             "--fsync=64",
         ],

@@ -1,7 +1,21 @@
 //! Pauses between attempts: exponential, with jitter. A plain value; whether
 //! an attempt may be repeated at all is its caller's business.
 
+use std::cell::RefCell;
 use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+thread_local! {
+    static JITTER: RefCell<SmallRng> = RefCell::new(rand::make_rng());
+}
+
+/// Makes every pause drawn by this thread from now on follow from `seed`: what
+/// a simulation needs to be replayed.
+pub fn seed(seed: u64) {
+    JITTER.set(SmallRng::seed_from_u64(seed));
+}
 
 /// The pauses of one operation.
 ///
@@ -30,7 +44,9 @@ impl Backoff {
 
     /// The next pause, at least what the store asked for.
     pub fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
-        let drawn = self.next.mul_f64(rand::random_range(0.5..=1.0));
+        let drawn = self
+            .next
+            .mul_f64(JITTER.with_borrow_mut(|jitter| jitter.random_range(0.5..=1.0)));
         self.next = self.next.saturating_mul(2).min(self.longest);
         drawn.max(retry_after.unwrap_or_default().min(MOST_ASKED))
     }
@@ -59,6 +75,18 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.pause(None) <= 10 * MS);
+    }
+
+    #[test]
+    fn a_seed_fixes_the_pauses() {
+        let draw = || {
+            seed(7);
+            let mut backoff = Backoff::new(10 * MS, 100 * MS);
+            [(); 5].map(|()| backoff.pause(None))
+        };
+        assert_eq!(draw(), draw());
+        let mut other = Backoff::new(10 * MS, 100 * MS);
+        assert_ne!([(); 5].map(|()| other.pause(None)), draw());
     }
 
     #[test]

@@ -23,12 +23,15 @@ const MOST_RANGES: u32 = 1000;
 const RANGES_DEADLINE: Duration = Duration::from_secs(30);
 
 impl<S: PageStore> Volume<S> {
-    /// Runs one request, unless the volume is closing or gives up.
+    /// Runs one request, unless the volume is fenced, is closing or gives up.
     async fn request<T>(
         &self,
         work: impl Future<Output = Result<T, DeviceError>>,
     ) -> Result<T, DeviceError> {
         let _inside = self.gate.enter().ok_or(DeviceError::Shutdown)?;
+        if let Some(fenced) = self.io.standing.fenced() {
+            return Err(self.io.fenced(&fenced));
+        }
         let mut abandoned = self.abandoned.subscribe();
         let result = tokio::select! {
             biased;
@@ -100,7 +103,7 @@ impl<S: PageStore> Volume<S> {
     /// page first. The caller has locked the page.
     async fn patch(&self, range: Range, data: Option<&[u8]>) -> Result<(), DeviceError> {
         let page = whole_pages_around(range);
-        let old = self.io.read(page).await?;
+        let old = self.io.read_to_change(page).await?;
         let mut new = BytesMut::from(old.to_bytes());
         let at = usize_from(range.start - page.start);
         let part = &mut new[at..at + usize_from(range.len())];
@@ -184,11 +187,8 @@ impl<S: PageStore> BlockDevice for Volume<S> {
     /// is whether this is still our disk.
     async fn flush(&self) -> Result<(), DeviceError> {
         self.request(async {
-            if let Some(cache) = &self.cache {
-                return self.flush_cached(cache).await;
-            }
-            match self.io.standing.fenced() {
-                Some(fenced) => Err(self.io.fenced(&fenced)),
+            match &self.cache {
+                Some(cache) => self.flush_cached(cache).await,
                 None => Ok(()),
             }
         })

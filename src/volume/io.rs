@@ -110,6 +110,21 @@ impl<S: PageStore> Io<S> {
             .await
     }
 
+    /// Reads exactly `range`, which the caller has locked, for writing it back
+    /// changed: not before no late write can change it any more, or the write
+    /// back would undo that.
+    ///
+    /// # Errors
+    /// As [`Io::read`] and [`Io::change`].
+    pub async fn read_to_change(&self, range: Range) -> Result<ReadData, DeviceError> {
+        let read = async {
+            let owed = self.standing.nothing_owed().await;
+            owed.map_err(|fenced| self.fenced(&fenced))?;
+            self.read_settled(range).await
+        };
+        self.within_deadline("read", range, read).await
+    }
+
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
         let mut pace = Pace::default();
@@ -178,7 +193,10 @@ impl<S: PageStore> Io<S> {
             Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                 self.trouble.waiting(error, "reading again");
                 pace.pause(verdict, error).await;
-                Ok(())
+                match self.standing.fenced() {
+                    Some(fenced) => Err(self.fenced(&fenced)),
+                    None => Ok(()),
+                }
             }
             _ => Err(self.fail(error)),
         }

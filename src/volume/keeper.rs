@@ -183,6 +183,7 @@ async fn keep<S: PageStore>(
     blob: S,
     id: LeaseId,
     standing: Arc<Standing>,
+    // Closed when the volume was dropped: nobody needs the lease any more.
     mut stop: watch::Receiver<bool>,
 ) {
     let mut renew_at = Instant::now() + RENEW_EVERY;
@@ -205,7 +206,7 @@ async fn keep<S: PageStore>(
             tokio::select! {
                 () = standing.wished() => {}
                 () = tokio::time::sleep_until(renew_at) => {}
-                _ = stop.changed() => {}
+                changed = stop.changed() => if changed.is_err() { break },
             }
             continue;
         };
@@ -216,7 +217,7 @@ async fn keep<S: PageStore>(
                 warn!("{error}: trying again");
                 tokio::select! {
                     () = tokio::time::sleep(backoff.pause(error.retry_after)) => {}
-                    _ = stop.changed() => {}
+                    changed = stop.changed() => if changed.is_err() { break },
                 }
             }
         }

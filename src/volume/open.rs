@@ -2,9 +2,9 @@
 //!
 //! | trip | plain | `break_lease` |
 //! |---|---|---|
-//! | 1 | acquire the lease, beside it Get Properties | Get Properties |
-//! | 2 | raise the sequence number, beside it read the last page | break, if the ETag still matches |
-//! | 3 | | acquire |
+//! | 1 | Get Properties | Get Properties |
+//! | 2 | acquire, if the ETag still matches | break, if the ETag still matches |
+//! | 3 | raise the sequence number, beside it read the last page | acquire, if the ETag still matches |
 //! | 4 | | raise, beside it read the last page |
 //!
 //! A lease that is waited for adds a look a second. An opening that resumes an
@@ -12,7 +12,7 @@
 //! unflushed writes looks at the number before it raises it.
 //!
 //! The last page's answer names the blob's size once more: read after the
-//! lease was taken, it settles the size that Get Properties, which ran beside
+//! lease was taken, it settles the size that Get Properties, which came before
 //! the acquire, may have seen too early.
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::cache::{self, Cache};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::patience::patiently;
-use super::standing::Standing;
+use super::standing::{RUN_AHEAD, Standing};
 use super::store::PageStore;
 use super::trouble::Trouble;
 use super::{OpenError, OpenOptions, Volume};
@@ -38,6 +38,9 @@ use crate::device::PAGE;
 
 /// Between two looks at somebody else's lease.
 const WAIT_PAUSE: Duration = Duration::from_secs(1);
+/// Looks at a blob that changes between look and acquire, before that counts
+/// as somebody else's lease.
+const MOST_LOOKS: u32 = 3;
 
 /// What opening learned.
 struct Learned {
@@ -115,18 +118,12 @@ async fn take<S: PageStore>(
     let seen = if options.resume {
         renew(blob, options).await?;
         properties(blob, deadline).await?
-    } else if options.break_lease {
-        let seen = properties(blob, deadline).await?;
-        break_lease(blob, &seen, deadline).await?;
-        acquire(blob, options, held).await?;
-        seen
     } else {
-        let (acquired, seen) =
-            tokio::join!(acquire(blob, options, held), properties(blob, deadline));
-        // The second's error is the clearer one: not found, no page blob.
-        let seen = seen?;
-        acquired?;
-        seen
+        let mut seen = properties(blob, deadline).await?;
+        if options.break_lease {
+            seen = break_lease(blob, seen, deadline).await?;
+        }
+        acquire(blob, options, seen, held).await?
     };
     // After the lease is ours, before the number is raised.
     let adopted = cache::adopt(blob, options).await?;
@@ -157,49 +154,69 @@ async fn renew<S: PageStore>(blob: &S, options: &OpenOptions) -> Result<(), Open
 }
 
 /// Acquires the lease, waiting for somebody else's to end for as long as the
-/// options say.
+/// options say. Gives back the properties under which it was acquired.
+///
+/// An acquire may come late: after this volume lost its lease to another node,
+/// which then gave it back. It would make a holder again of one that missed
+/// what was written meanwhile. So it hangs on the ETag, which the raise at the
+/// end of opening changes.
 async fn acquire<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
+    mut seen: Properties,
     held: &Held,
-) -> Result<(), OpenError> {
+) -> Result<Properties, OpenError> {
     let give_up = Instant::now() + options.wait;
+    let mut looks = 0;
     let mut told = false;
     loop {
-        let Err(error) = acquire_now(blob, options, held).await else {
-            return Ok(());
+        let Err(error) = acquire_now(blob, options, &seen, held).await else {
+            return Ok(seen);
         };
-        if !error.is_leased_elsewhere() {
+        let changed = error.status() == Some(412) && error.code() == "ConditionNotMet";
+        if !changed && !error.is_leased_elsewhere() {
             return Err(error.into());
         }
-        if Instant::now() + WAIT_PAUSE > give_up {
-            return Err(OpenError::Leased {
-                object: blob.address().to_string(),
-                remedy: "detach it where it is attached, or take it over with --break-lease".into(),
-            });
+        looks += 1;
+        // Changed since it was looked at: by the last holder's last write, or
+        // by one that goes on writing.
+        if !changed || looks > MOST_LOOKS {
+            if Instant::now() + WAIT_PAUSE > give_up {
+                return Err(OpenError::Leased {
+                    object: blob.address().to_string(),
+                    remedy: "detach it where it is attached, or take it over with --break-lease"
+                        .into(),
+                });
+            }
+            if !told {
+                let wait = options.wait;
+                tracing::info!(
+                    "{}: leased elsewhere, waiting up to {wait:?}",
+                    blob.address()
+                );
+                told = true;
+            }
+            tokio::time::sleep(WAIT_PAUSE).await;
         }
-        if !told {
-            let wait = options.wait;
-            tracing::info!(
-                "{}: leased elsewhere, waiting up to {wait:?}",
-                blob.address()
-            );
-            told = true;
-        }
-        tokio::time::sleep(WAIT_PAUSE).await;
+        seen = properties(blob, options.attempt_deadline).await?;
     }
 }
 
 async fn acquire_now<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
+    seen: &Properties,
     held: &Held,
 ) -> Result<(), StorageError> {
+    let conditions = Conditions {
+        if_match: Some(seen.etag.clone()),
+        ..Conditions::default()
+    };
     // Repeating an acquire with one id is safe: it finds its own lease.
     patiently!(async {
         let deadline = options.attempt_deadline;
         let acquired = blob
-            .acquire_lease(&options.lease, LEASE_SECONDS, deadline)
+            .acquire_lease(&options.lease, LEASE_SECONDS, &conditions, deadline)
             .await;
         match &acquired {
             Ok(()) => held.0.store(HELD, Ordering::Relaxed),
@@ -237,15 +254,16 @@ async fn properties<S: PageStore>(blob: &S, deadline: Duration) -> Result<Proper
 /// opening changes; a holder that writes all the while changes it too, and
 /// after a few tries the break goes without. Should that one come late, it
 /// fences this opening and harms no data.
+///
+/// Gives back the properties seen last.
 async fn break_lease<S: PageStore>(
     blob: &S,
-    seen: &Properties,
+    mut seen: Properties,
     deadline: Duration,
-) -> Result<(), OpenError> {
-    let mut seen = seen.clone();
+) -> Result<Properties, OpenError> {
     for last in [false, false, false, true] {
         if !matches!(seen.lease_state, LeaseState::Leased | LeaseState::Breaking) {
-            return Ok(());
+            return Ok(seen);
         }
         let if_match = (!last).then(|| seen.etag.clone());
         let conditions = Conditions {
@@ -253,7 +271,7 @@ async fn break_lease<S: PageStore>(
             ..Conditions::default()
         };
         let Err(error) = blob.break_lease(Some(0), &conditions, deadline).await else {
-            return Ok(());
+            return Ok(seen);
         };
         let again = error.status() == Some(412)
             || error.code() == "LeaseNotPresentWithLeaseOperation"
@@ -272,6 +290,11 @@ async fn break_lease<S: PageStore>(
 /// number that no earlier holder had, and `seen` may be older than the last
 /// holder's own raise. One that is lost and comes late raises the number once
 /// more, which the first write refused by it finds out.
+///
+/// An opening that resumes has the lease id of the writes that the dead daemon
+/// left on their way: the number alone keeps them out. They may run ahead of
+/// it by [`RUN_AHEAD`], so it is raised past that; `seen` was read after the
+/// last of them was sent.
 async fn learn<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
@@ -280,7 +303,10 @@ async fn learn<S: PageStore>(
     let deadline = options.attempt_deadline;
     let conditions = Conditions::lease(&options.lease);
     let raise = async {
-        let action = SequenceNumber::Increment;
+        let action = match options.resume {
+            true => SequenceNumber::Max(seen.sequence_number + RUN_AHEAD + 2),
+            false => SequenceNumber::Increment,
+        };
         patiently!(blob.set_sequence_number(action, &conditions, deadline))
     };
     let (raised, footer) = tokio::join!(raise, last_page(blob, seen.size, deadline));
@@ -345,14 +371,20 @@ async fn open_read_only<S: PageStore>(
     Ok(volume(blob, options, &learned, standing, None))
 }
 
-fn volume<S: PageStore>(
+pub(super) fn fenced<S: PageStore>(
     blob: S,
     options: &OpenOptions,
-    learned: &Learned,
-    standing: Arc<Standing>,
-    keeper: Option<Keeper<S>>,
+    (size, layout): (u64, Layout),
+    reason: String,
 ) -> Arc<Volume<S>> {
-    let io = Io {
+    let standing = Arc::new(Standing::new(0, Instant::now()));
+    standing.fence(reason);
+    let io = io(blob, options, standing);
+    Arc::new(Volume::new(io, layout, size, None, None))
+}
+
+fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> Io<S> {
+    Io {
         blob,
         lease: (!options.read_only).then(|| options.lease.clone()),
         standing,
@@ -361,7 +393,17 @@ fn volume<S: PageStore>(
         integrity: options.integrity,
         requests: AtomicU64::new(0),
         trouble: Trouble::default(),
-    };
+    }
+}
+
+fn volume<S: PageStore>(
+    blob: S,
+    options: &OpenOptions,
+    learned: &Learned,
+    standing: Arc<Standing>,
+    keeper: Option<Keeper<S>>,
+) -> Arc<Volume<S>> {
+    let io = io(blob, options, standing);
     let volume = Arc::new(Volume::new(
         io,
         learned.layout,

@@ -65,6 +65,7 @@ pub trait PageStore: Clone + Debug + Send + Sync + 'static {
         &self,
         id: &LeaseId,
         seconds: u32,
+        conditions: &Conditions,
         deadline: Duration,
     ) -> impl Future<Output = Attempt<()>> + Send;
     /// See [`PageBlob::renew_lease`].
@@ -151,9 +152,14 @@ impl PageStore for PageBlob {
         self.set_sequence_number(action, conditions, deadline)
     }
 
-    async fn acquire_lease(&self, id: &LeaseId, seconds: u32, deadline: Duration) -> Attempt<()> {
-        self.acquire_lease(id, Some(seconds), &Conditions::default(), deadline)
-            .await
+    fn acquire_lease(
+        &self,
+        id: &LeaseId,
+        seconds: u32,
+        conditions: &Conditions,
+        deadline: Duration,
+    ) -> impl Future<Output = Attempt<()>> + Send {
+        self.acquire_lease(id, Some(seconds), conditions, deadline)
     }
 
     fn renew_lease(

@@ -359,7 +359,13 @@ impl PageStore for SimStore {
             .await
     }
 
-    async fn acquire_lease(&self, id: &LeaseId, _seconds: u32, _deadline: Duration) -> Attempt<()> {
+    async fn acquire_lease(
+        &self,
+        id: &LeaseId,
+        _seconds: u32,
+        _conditions: &Conditions,
+        _deadline: Duration,
+    ) -> Attempt<()> {
         self.lease("acquire lease", |blob| match &blob.lease {
             Some(held) if held != id => Err((409, "LeaseAlreadyPresent")),
             _ => {

@@ -360,6 +360,9 @@ impl<S: PageStore> Volume<S> {
             new[at..at + part.len()].copy_from_slice(&part);
             new.freeze()
         };
+        // What is merged here is written back: no late write may get in between.
+        let owed = self.io.standing.nothing_owed().await;
+        owed.map_err(|fenced| self.io.fenced(&fenced))?;
         if stages && self.patch_staged(cache, page, &patched).await? {
             return Ok(());
         }

@@ -106,8 +106,14 @@ fn boot(options: &StagingOptions) -> io::Result<String> {
     }
 }
 
-/// File calls may wait for a disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// File calls may wait for a disk, unless the file is known to be memory.
+async fn blocking<T: Send + 'static>(
+    options: &StagingOptions,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if options.survives_power_cut == Some(false) {
+        return work();
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(failed) => match failed.try_into_panic() {
@@ -156,7 +162,10 @@ pub(in crate::volume) async fn adopt<S: PageStore>(
     let survives = options.staging.survives_power_cut;
     let opened = {
         let path = path.clone();
-        blocking(move || open_and_read(&path, survives, recover)).await
+        blocking(&options.staging, move || {
+            open_and_read(&path, survives, recover)
+        })
+        .await
     };
     let Some(found) = opened.map_err(|error| file_error(address, &path, &error))? else {
         return Ok(None);
@@ -189,7 +198,10 @@ pub(in crate::volume) async fn adopt<S: PageStore>(
         boot(&options.staging).map_err(|error| file_error(address, Path::new(BOOT_ID), &error))?;
     let lease = options.lease.as_str().to_owned();
     let volume = digest(&address.to_string());
-    let taken = blocking(move || take_up(found, volume, lease, boot)).await;
+    let taken = blocking(&options.staging, move || {
+        take_up(found, volume, lease, boot)
+    })
+    .await;
     let adopted = taken.map_err(|error| file_error(address, &path, &error))?;
     tracing::info!(
         "{address}: taking up {} bytes of unflushed writes",
@@ -320,15 +332,16 @@ pub(in crate::volume) async fn start(
     number: u64,
     adopted: Option<Adopted>,
 ) -> Result<Option<Arc<Cache>>, OpenError> {
-    let (mode, staging) = (options.caching, options.staging.clone());
+    let mode = options.caching;
     if mode == Caching::None {
         return Ok(None);
     }
-    let path = path_of(address, &staging);
+    let path = path_of(address, &options.staging);
     let lease = options.lease.as_str().to_owned();
     let made = {
         let (path, address) = (path.clone(), address.to_string());
-        blocking(move || match adopted {
+        let staging = options.staging.clone();
+        blocking(&options.staging, move || match adopted {
             Some(adopted) => resume(adopted, &staging, number),
             None => create(
                 &path,
@@ -401,7 +414,7 @@ pub(in crate::volume) async fn withdraw(
 ) -> Option<SetAside> {
     let path = path_of(address, &options.staging);
     let survives = options.staging.survives_power_cut;
-    let withdrawn = blocking({
+    let withdrawn = blocking(&options.staging, {
         let path = path.clone();
         move || {
             let Some(mut staging) = Staging::open(&path, survives)? else {

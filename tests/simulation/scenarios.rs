@@ -1,0 +1,279 @@
+//! Single scenes, with every point at which they can be cut short: a request,
+//! an opening or a closing whose future is dropped after each of its polls, a
+//! node that dies at each millisecond.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dysk::blob::LeaseId;
+use dysk::volume::{OpenOptions, Volume};
+use tokio::runtime::Handle;
+
+use crate::check::Event;
+use crate::driver;
+use crate::fate::{Rule, Target, Trouble};
+use crate::plan::{Action, Cells, GiveUp, Io, Opening, Plan, Profile};
+use crate::shrink;
+use crate::store::{Sabotage, SimStore, World};
+
+const MS: Duration = Duration::from_millis(1);
+const S: Duration = Duration::from_secs(1);
+
+const OPENING: Opening = Opening {
+    break_lease: false,
+    wait: Duration::from_secs(80),
+    attempt_deadline: Duration::from_secs(3),
+    io_deadline: None,
+};
+const OPEN: Action = Action::Open(OPENING, GiveUp::Never);
+
+fn io(io: Io) -> Action {
+    Action::Io(io, GiveUp::Never)
+}
+
+fn cells(first: u32, count: u32) -> Cells {
+    Cells { first, count }
+}
+
+/// The troubles of a scene from `from` on: none, or one kind all the time.
+fn troubles(from: Duration) -> Vec<Vec<Rule>> {
+    let kinds = [
+        Trouble::Throttle,
+        Trouble::ServerError,
+        Trouble::Unreachable,
+        Trouble::Reset,
+        Trouble::Silence,
+        Trouble::Garbled,
+        Trouble::Slow,
+    ];
+    let rules = kinds.map(|trouble| {
+        vec![Rule {
+            from,
+            to: from + 5 * S,
+            target: Target::All,
+            percent: 60,
+            trouble: Some(trouble),
+        }]
+    });
+    [vec![Vec::new()], rules.to_vec()].concat()
+}
+
+fn sound(plan: &Plan) -> Vec<Event> {
+    let mut events = Vec::new();
+    let wrong = shrink::failure(plan, None, |outcome| {
+        events = outcome
+            .events
+            .iter()
+            .map(|(_, event)| event.clone())
+            .collect();
+    });
+    if wrong.is_some() {
+        panic!("{}", shrink::report(plan, None));
+    }
+    events
+}
+
+/// Runs `scene(give_up)` with its future dropped after the first poll, the
+/// second and so on, until there are no more; answers how often that was.
+fn at_every_await(cut: u32, scene: impl Fn(GiveUp) -> Plan) -> u32 {
+    for polls in 1.. {
+        let events = sound(&scene(GiveUp::Polls(polls)));
+        let dropped = events.iter().any(
+            |event| matches!(event, Event::Ended { step, why } if *step == cut && why == "dropped"),
+        );
+        if !dropped {
+            return polls - 1;
+        }
+    }
+    unreachable!("a future is ready some time")
+}
+
+#[test]
+fn a_request_dropped_at_any_await_is_never_half_remembered() {
+    let mut cuts = 0;
+    for (seed, first) in (0..10).flat_map(|seed| {
+        [
+            Io::Write(cells(0, 8), false),
+            Io::Write(cells(5, 2), false),
+            Io::Write(cells(2, 9), true),
+            Io::Zero(cells(3, 6), false),
+            Io::Trim(cells(4, 4), false),
+        ]
+        .map(|first| (seed, first))
+    }) {
+        for rules in troubles(40 * MS) {
+            cuts += at_every_await(2, |give_up| {
+                let mut steps = vec![
+                    (Duration::ZERO, 0, OPEN),
+                    (30 * MS, 0, io(Io::Write(cells(0, 16), false))),
+                    (60 * MS, 0, Action::Io(first, give_up)),
+                    (60 * MS, 0, io(Io::Write(cells(0, 5), false))),
+                    (61 * MS, 0, io(Io::Write(cells(7, 3), false))),
+                ];
+                for at in 0..8 {
+                    steps.push(((64 + 4 * at) * MS, 0, io(Io::Read(cells(0, 12)))));
+                }
+                Plan::of(seed, steps, rules.clone())
+            });
+        }
+    }
+    assert!(cuts > 2000, "{cuts} cuts");
+    println!("{cuts} cuts");
+}
+
+#[test]
+fn an_opening_dropped_at_any_await_leaves_no_lease() {
+    let mut cuts = 0;
+    for (seed, break_lease) in (0..5).flat_map(|seed| [(seed, false), (seed, true)]) {
+        for rules in troubles(Duration::ZERO) {
+            cuts += at_every_await(2, |give_up| {
+                let opening = Opening {
+                    break_lease,
+                    ..OPENING
+                };
+                let steps = vec![
+                    (Duration::ZERO, 0, OPEN),
+                    (25 * MS, 0, io(Io::Write(cells(0, 8), false))),
+                    (50 * MS, 1, Action::Open(opening, give_up)),
+                    (55 * MS, 0, Action::Close(GiveUp::Never)),
+                    (6 * S, 2, OPEN),
+                    (7 * S, 2, io(Io::Write(cells(2, 8), false))),
+                ];
+                Plan::of(seed, steps, rules.clone())
+            });
+        }
+    }
+    assert!(cuts > 1000, "{cuts} cuts");
+    println!("{cuts} cuts");
+}
+
+#[test]
+fn a_closing_dropped_at_any_await_leaves_no_lease() {
+    let mut cuts = 0;
+    for seed in 0..30 {
+        for rules in troubles(40 * MS) {
+            cuts += at_every_await(2, |give_up| {
+                let steps = vec![
+                    (Duration::ZERO, 0, OPEN),
+                    (45 * MS, 0, io(Io::Write(cells(0, 8), false))),
+                    (50 * MS, 0, Action::Close(give_up)),
+                    (80 * MS, 0, OPEN),
+                    (10 * S, 0, io(Io::Write(cells(2, 8), false))),
+                ];
+                Plan::of(seed, steps, rules.clone())
+            });
+        }
+    }
+    assert!(cuts > 300, "{cuts} cuts");
+    println!("{cuts} cuts");
+}
+
+#[test]
+fn a_node_may_die_or_freeze_at_any_moment_of_a_take_over() {
+    for seed in 0..4 {
+        for (rules, fall) in troubles(Duration::ZERO)
+            .into_iter()
+            .flat_map(|rules| [Action::Crash, Action::Freeze(70 * S)].map(|f| (rules.clone(), f)))
+        {
+            for at in (0..80).step_by(2) {
+                let opening = Opening {
+                    break_lease: true,
+                    ..OPENING
+                };
+                let mut steps = vec![
+                    (Duration::ZERO, 0, OPEN),
+                    (20 * MS, 0, io(Io::Write(cells(0, 8), false))),
+                    (25 * MS, 0, io(Io::Write(cells(3, 7), false))),
+                    (at * MS, 0, fall),
+                    (40 * MS, 1, Action::Open(opening, GiveUp::Never)),
+                    (71 * S, 0, io(Io::Write(cells(0, 16), false))),
+                    (71 * S, 1, io(Io::Read(cells(0, 16)))),
+                    (71 * S, 1, io(Io::Write(cells(2, 9), false))),
+                    (72 * S, 1, io(Io::Read(cells(0, 16)))),
+                    // By now it knows that it was fenced: nothing may succeed.
+                    (90 * S, 0, io(Io::Read(cells(0, 16)))),
+                    (90 * S, 0, io(Io::Trim(cells(1, 2), false))),
+                    (90 * S, 0, io(Io::Flush)),
+                ];
+                steps.sort_by_key(|(at, ..)| *at);
+                sound(&Plan::of(seed, steps, rules.clone()));
+            }
+        }
+    }
+}
+
+/// An acquire that comes after its holder lost the lease brings the lease back
+/// to a node that may not know of the loss yet.
+#[test]
+fn a_late_acquire_gives_no_lost_disk_back() {
+    let (mut late, mut lost) = (0, 0);
+    for seed in 0..400 {
+        // An acquire gets no answer now and then; its repetition succeeds.
+        let silence = Rule {
+            from: Duration::ZERO,
+            to: 4 * S,
+            target: Target::Data,
+            percent: 50,
+            trouble: Some(Trouble::Silence),
+        };
+        let hurried = Opening {
+            attempt_deadline: S,
+            ..OPENING
+        };
+        let break_lease = Opening {
+            break_lease: true,
+            ..OPENING
+        };
+        let steps = vec![
+            (Duration::ZERO, 0, Action::Open(hurried, GiveUp::Never)),
+            (7 * S, 0, io(Io::Write(cells(0, 8), false))),
+            (8 * S, 0, Action::Freeze(60 * S)),
+            (9 * S, 1, Action::Open(break_lease, GiveUp::Never)),
+            (10 * S, 1, io(Io::Write(cells(0, 8), false))),
+            (11 * S, 1, Action::Close(GiveUp::Never)),
+            (70 * S, 0, io(Io::Write(cells(4, 8), false))),
+        ];
+        let plan = Plan::of(seed, steps, vec![silence]);
+        sound(&plan);
+        let trace = driver::run(&plan, None, true).trace;
+        let unconditional = shrink::failure(&plan, Some(Sabotage::AcquireConditions), |_| {});
+        lost += u32::from(unconditional.is_some_and(|wrong| wrong.contains("another node")));
+        late += u32::from(
+            trace
+                .iter()
+                .any(|line| line.contains("acquire lease executes late")),
+        );
+    }
+    assert!(late > 40, "{late} late acquires");
+    assert!(lost > 0, "the conditions of acquires make no difference");
+}
+
+#[test]
+fn a_dropped_volume_leaves_no_task_behind() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let plan = Plan::draw(Profile::Calm, 0);
+        let blob = driver::blob(&plan);
+        let world = World::new(Arc::new(plan), blob, None, false);
+        let world = Arc::new(std::sync::Mutex::new(world));
+        let mut options = OpenOptions::new(LeaseId::from_text("0"));
+        options.keeper = Some(Handle::current());
+        let store = SimStore::new(&world, 0, 0);
+        let volume = Volume::open(store, options).await.unwrap();
+        let open = Handle::current().metrics().num_alive_tasks();
+        drop(volume);
+        // No time passes while a task is never at rest.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        // The release of the lease and its request took the keeper's place.
+        assert_eq!(
+            (open, Handle::current().metrics().num_alive_tasks()),
+            (1, 2)
+        );
+    });
+}
