@@ -1,6 +1,9 @@
 //! The caching modes, one behaviour a test: what reaches the store when, what
 //! is kept when it cannot, and who may take up what was left.
 
+// All of this file is tests, also outside of `#[test]` functions.
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/sim_store.rs"]
 mod sim_store;
 
@@ -311,7 +314,7 @@ async fn a_fenced_volume_keeps_its_unflushed_writes_aside() {
         .set_aside
         .expect("kept aside");
     assert_eq!(aside.dirty_bytes, 8192);
-    assert_eq!(node.files(), [aside.path.clone()]);
+    assert_eq!(node.files(), std::slice::from_ref(&aside.path));
     volume.close().await.unwrap();
     assert!(store.blob().puts.is_empty());
     drop(volume);
@@ -568,6 +571,57 @@ fn a_fresh_attach_takes_up_what_nobody_can_have_overwritten() {
         volume.close().await.unwrap();
     });
     assert_eq!(store.blob().bytes[..4096], bytes(6, 4096));
+}
+
+/// After a power cut an SSD may hold any earlier state of a page of the file:
+/// here the table and the slots of before the flush, or of before the FUA.
+#[test]
+fn an_old_slot_undoes_neither_a_flush_nor_a_fua() {
+    for fua in [false, true] {
+        let (mut node, store) = (Node::new(Caching::ReadWrite), store());
+        let disk = |node: &Node| {
+            let mut options = node.options();
+            options.staging.survives_power_cut = Some(true);
+            options.break_lease = true;
+            options
+        };
+        let life = runtime();
+        let volume = life.block_on(async {
+            let volume = Volume::open(store.clone(), disk(&node)).await.unwrap();
+            volume.write(0, bytes(1, 4096), false).await.unwrap();
+            let old = std::fs::read(&node.files()[0]).unwrap();
+            if fua {
+                volume.write(0, bytes(2, 4096), true).await.unwrap();
+            } else {
+                volume.flush().await.unwrap();
+                volume.write(0, bytes(2, 4096), false).await.unwrap();
+                volume.flush().await.unwrap();
+            }
+            volume.write(8192, bytes(3, 4096), false).await.unwrap();
+            // The header is written durably each time, the rest is not.
+            let mut now = std::fs::read(&node.files()[0]).unwrap();
+            let slot = now.len() - 4096;
+            now[8192..slot].copy_from_slice(&old[8192..slot]);
+            now[8192 + 64..8192 + 128]
+                .copy_from_slice(&std::fs::read(&node.files()[0]).unwrap()[8192 + 64..8192 + 128]);
+            std::fs::write(&node.files()[0], now).unwrap();
+            volume
+        });
+        drop(life);
+        drop(volume);
+        node.boot = "the next boot".into();
+        runtime().block_on(async {
+            let volume = Volume::open(store.clone(), disk(&node)).await.unwrap();
+            assert_eq!(
+                volume.read(0, 4096).await.unwrap().to_bytes(),
+                bytes(2, 4096),
+                "fua {fua}"
+            );
+            let later = volume.read(8192, 4096).await.unwrap().to_bytes();
+            assert_eq!(later, bytes(3, 4096), "what is newer and whole is taken up");
+            volume.close().await.unwrap();
+        });
+    }
 }
 
 #[test]

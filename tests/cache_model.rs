@@ -5,6 +5,9 @@
 //! Each history is drawn from a seed. `CACHE_SEED=n` replays one,
 //! `CACHE_HISTORIES=n` runs more of them.
 
+// All of this file is tests, and its sizes are small.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
 #[path = "support/sim_store.rs"]
 mod sim_store;
 

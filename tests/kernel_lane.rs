@@ -6,14 +6,20 @@ mod azurite;
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use azurite::Azurite;
 use dysk::emulator::{DEFAULT_ACCOUNT, DEFAULT_KEY};
 
 const REPO: &str = env!("CARGO_MANIFEST_DIR");
 
+/// One guest at a time: two emulated processors are all that a small machine
+/// gives without starving both.
+static LANE: Mutex<()> = Mutex::new(());
+
 /// Runs a guest script on `kernel`; its output goes to the test's.
 fn lane(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
+    let _alone = LANE.lock().unwrap_or_else(PoisonError::into_inner);
     let bin = Path::new(env!("CARGO_BIN_EXE_dyskd"))
         .parent()
         .expect("binaries lie in a folder");

@@ -9,17 +9,25 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Parser};
 use dysk::node::daemon::{Config, Daemon};
 use dysk::node::nbd::NbdTransport;
+use dysk::size::ByteSize;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 /// Serves Azure page blobs to this node's kernel as disks; dyskctl drives it.
 #[derive(Debug, Parser)]
-#[command(name = "dyskd", version, max_term_width = 100)]
+#[command(name = "dyskd", version)]
 struct Options {
     /// Where the control socket and the records of attachments are kept
     #[arg(long, value_name = "DIR", default_value_os_t = Config::default().run_dir)]
     run_dir: PathBuf,
+    /// Take over from the dyskd that is running, if one is: its disks stay
+    /// attached and in use, and it ends
+    #[arg(long)]
+    takeover: bool,
+    /// The most that all disks together may cache
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    cache_budget: ByteSize,
     /// Log more (RUST_LOG says exactly what)
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -60,6 +68,8 @@ async fn serve(options: Options) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let config = Config {
         run_dir: std::path::absolute(options.run_dir).context("--run-dir")?,
+        takeover: options.takeover,
+        cache_budget: options.cache_budget.0,
         ..Config::default()
     };
     let daemon = Daemon::start(config, Arc::new(NbdTransport::new())).await?;

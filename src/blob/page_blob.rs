@@ -61,7 +61,10 @@ pub struct RangeRead {
 }
 
 /// A checksum to send with a write or to demand of a read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Checksum {
     /// None.
     #[default]

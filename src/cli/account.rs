@@ -17,7 +17,7 @@ use crate::blob::source::{ConnectionString, CredentialSource};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Account")]
 pub struct AccountOptions {
-    /// Base URL of the account's blob service [default: https://ACCOUNT.blob.core.windows.net]
+    /// Its blob service [default: https://ACCOUNT.blob.core.windows.net]
     #[arg(long, value_name = "URL", conflicts_with = "realm")]
     pub endpoint: Option<String>,
     /// Another cloud: china, usgov, or the suffix of its blob endpoints

@@ -4,8 +4,9 @@ use clap::Args;
 
 use super::account::AccountOptions;
 use super::error::CliError;
+use super::policy::PolicyOptions;
 use super::target::Target;
-use super::{CachingArg, FormatArg, Global, Output, output};
+use super::{FormatArg, Global, Output, output};
 use crate::node::api::{AttachRequest, Attachment, MAX_CONNECTIONS, NewDisk};
 use crate::node::name::AttachmentName;
 use crate::node::provision;
@@ -13,11 +14,9 @@ use crate::size::ByteSize;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks), a blob URL; or ACCOUNT alone,
-    /// with --name
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB, a blob URL, or ACCOUNT with --name
     volume: String,
-    /// The attachment's name; the device is also found at /dev/dysk/NAME [default: the blob's
-    /// name without .vhd]
+    /// Name of the attachment and of its link in /dev/dysk [default: BLOB]
     #[arg(long)]
     name: Option<AttachmentName>,
     /// Make the blob first (and its container); it must not exist
@@ -32,16 +31,15 @@ pub struct Options {
     /// Refuse writes, and take no lease
     #[arg(long)]
     read_only: bool,
-    /// What may be cached
-    #[arg(long, value_enum, default_value = "none")]
-    caching: CachingArg,
     /// Connections to the kernel [default: 2]
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CONNECTIONS)))]
     connections: Option<u16>,
-    /// Take the volume from whoever holds its lease; their writes fail from then on
+    /// Take the volume from whoever holds its lease; their writes will fail
     #[arg(long, conflicts_with = "read_only")]
     break_lease: bool,
+    #[command(flatten)]
+    policy: PolicyOptions,
     #[command(flatten)]
     account: AccountOptions,
 }
@@ -67,7 +65,7 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
 }
 
 fn request(options: Options) -> Result<AttachRequest, CliError> {
-    let caching = options.caching.mode()?;
+    let policy = options.policy.policy()?;
     let create = options.size.map(|size| NewDisk {
         size: size.0,
         format: options.format.into(),
@@ -85,7 +83,7 @@ fn request(options: Options) -> Result<AttachRequest, CliError> {
         container: target.container,
         blob: target.blob,
         read_only: options.read_only,
-        caching,
+        policy,
         connections: options.connections,
         break_lease: options.break_lease,
         create,

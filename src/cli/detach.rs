@@ -11,11 +11,10 @@ use crate::node::name::AttachmentName;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// The attachment's name, its device (/dev/nbd0) or its link (/dev/dysk/NAME)
+    /// The attachment's name, its device, or its link
     #[arg(value_name = "NAME|DEVICE")]
     name_or_device: String,
-    /// Detach even when it is in use (who uses it gets I/O errors), or when the store does not
-    /// answer
+    /// Detach though it is in use (its users get I/O errors) or the store does not answer
     #[arg(long)]
     force: bool,
 }

@@ -74,7 +74,7 @@ pub fn usage(refusal: &clap::Error) -> ExitCode {
         return ExitCode::from(2);
     }
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let reason = ["\n\nUsage:", "\n\nFor more information"]
+    let reason = ["\n\n  tip:", "\n\nUsage:", "\n\nFor more information"]
         .iter()
         .fold(text, |text, end| text.split(end).next().unwrap_or(text));
     let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");

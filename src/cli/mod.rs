@@ -12,6 +12,7 @@ mod detach;
 mod error;
 mod list;
 mod output;
+mod policy;
 mod provision;
 mod serve;
 mod target;
@@ -26,12 +27,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::node::api::{Format, RUN_DIR, SOCKET};
 use crate::node::client::Client;
-use crate::volume::Caching;
 use error::CliError;
 
 /// Azure page blobs as Linux disks.
 #[derive(Debug, Parser)]
-#[command(name = "dyskctl", version, max_term_width = 100)]
+#[command(name = "dyskctl", version, after_help = VOLUMES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -39,8 +39,14 @@ struct Cli {
     command: Command,
 }
 
+const VOLUMES: &str = "\
+A volume is ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in the container dysks) or a blob URL.
+Credentials: --account-key-file FILE or --secret-dir DIR, or one of AZURE_STORAGE_KEY,
+AZURE_STORAGE_SAS_TOKEN and AZURE_STORAGE_CONNECTION_STRING in the environment.";
+
 /// Options of every command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
 struct Global {
     /// The daemon's control socket
     #[arg(long, global = true, value_name = "PATH", default_value_os_t = default_socket())]
@@ -65,9 +71,7 @@ fn default_socket() -> PathBuf {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people
     Table,
-    /// For programs
     Json,
 }
 
@@ -93,9 +97,7 @@ enum Command {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FormatArg {
-    /// A fixed VHD, as Azure's own disks are
     Vhd,
-    /// The blob is the disk
     Raw,
 }
 
@@ -105,28 +107,6 @@ impl From<FormatArg> for Format {
             FormatArg::Vhd => Self::Vhd,
             FormatArg::Raw => Self::Raw,
         }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CachingArg {
-    /// Every finished write is in the store
-    None,
-    /// Reads are cached
-    ReadOnly,
-    /// Writes are cached until they are flushed
-    ReadWrite,
-}
-
-impl CachingArg {
-    /// The mode, if this version has it.
-    fn mode(self) -> Result<Caching, CliError> {
-        if self == Self::None {
-            return Ok(Caching::None);
-        }
-        Err(CliError::failed(
-            "this version has no other caching mode than none: leave out --caching",
-        ))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::volume;
 
 #[derive(Debug, Args)]
 pub struct CreateOptions {
-    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks) or a blob URL
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB or a blob URL
     volume: String,
     /// The disk's size, such as 32GiB: a multiple of 512 bytes, up to 8TiB
     #[arg(long)]
@@ -29,7 +29,7 @@ pub struct CreateOptions {
 
 #[derive(Debug, Args)]
 pub struct DeleteOptions {
-    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks) or a blob URL
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB or a blob URL
     volume: String,
     #[command(flatten)]
     account: AccountOptions,

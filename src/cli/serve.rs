@@ -15,15 +15,17 @@ use tokio::sync::watch;
 
 use super::account::AccountOptions;
 use super::error::CliError;
+use super::policy::PolicyOptions;
 use super::target::Target;
-use super::{CachingArg, Global, Output, output};
+use super::{Global, Output, output};
 use crate::blob::LeaseId;
 use crate::device::BlockDevice;
 use crate::nbd::server::Server;
 use crate::nbd::transmission::Stop;
 use crate::node::NodeError;
 use crate::node::account::open_blob;
-use crate::volume::{OpenOptions, Volume};
+use crate::node::policy::Staging;
+use crate::volume::{Budget, DEFAULT_STAGING_DIR, OpenOptions, Volume};
 
 /// Clients that ask for no export by name get it, which is most of them.
 const EXPORT: &str = "";
@@ -31,23 +33,22 @@ const EXPORT: &str = "";
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["unix", "listen"]))]
 pub struct Options {
-    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB (in container dysks) or a blob URL
+    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB or a blob URL
     volume: String,
     /// Listen on this UNIX socket, for this user only
     #[arg(long, value_name = "PATH")]
     unix: Option<PathBuf>,
-    /// Listen on this TCP address, such as 127.0.0.1:10809; whoever reaches it has the disk
+    /// Listen on this TCP address; whoever reaches it has the disk
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
     /// Refuse writes, and take no lease
     #[arg(long)]
     read_only: bool,
-    /// What may be cached
-    #[arg(long, value_enum, default_value = "none")]
-    caching: CachingArg,
-    /// Take the volume from whoever holds its lease; their writes fail from then on
+    /// Take the volume from whoever holds its lease; their writes will fail
     #[arg(long, conflicts_with = "read_only")]
     break_lease: bool,
+    #[command(flatten)]
+    policy: PolicyOptions,
     #[command(flatten)]
     account: AccountOptions,
 }
@@ -59,7 +60,7 @@ struct Serving<'a> {
 }
 
 pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
-    let caching = options.caching.mode()?;
+    let policy = options.policy.policy()?;
     let target = Target::find(&options.volume, None, &options.account)?;
     let mut signals = Signals::new()?;
     // First the address: a mistake there should cost no lease.
@@ -73,9 +74,8 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
     let address = blob.address().to_string();
     let open = OpenOptions {
         read_only: options.read_only,
-        caching,
         break_lease: options.break_lease,
-        ..OpenOptions::new(LeaseId::random())
+        ..policy.open_options(LeaseId::random(), &staging())
     };
     let volume = tokio::select! {
         // Dropped half way, it releases a lease that it took.
@@ -83,6 +83,21 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
         () = signals.next() => return Err(CliError::interrupted("interrupted before it served")),
     };
     serve(global, server, volume, &address, signals).await
+}
+
+/// Where an export stages, unless told: with the daemon's for root, else in
+/// the user's own runtime folder.
+fn staging() -> Staging {
+    let dir = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(own) if !rustix::process::geteuid().is_root() => {
+            PathBuf::from(own).join("dysk-staging")
+        }
+        _ => PathBuf::from(DEFAULT_STAGING_DIR),
+    };
+    Staging {
+        dir,
+        budget: Budget::unlimited(),
+    }
 }
 
 async fn serve(

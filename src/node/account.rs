@@ -56,21 +56,6 @@ fn open_blocking(spec: AccountSpec) -> Result<Account, NodeError> {
     .map_err(|error| bad(error.to_string()))
 }
 
-/// Runs store work whose future cannot move between threads, on a thread of
-/// its own; what it spawns (connections) still belongs to the runtime.
-pub(super) async fn on_one_thread<T, W>(
-    work: impl FnOnce() -> W + Send + 'static,
-) -> Result<T, NodeError>
-where
-    T: Send + 'static,
-    W: Future<Output = T>,
-{
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || runtime.block_on(work()))
-        .await
-        .map_err(|error| NodeError::internal(format!("store work died: {error}")))
-}
-
 /// [`open`] and the handle on one blob.
 ///
 /// # Errors

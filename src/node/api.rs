@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::name::AttachmentName;
+use super::policy::Policy;
 use crate::blob::source::CredentialSource;
 use crate::blob::vhd::Layout;
 use crate::volume::Caching;
@@ -110,9 +111,9 @@ pub struct AttachRequest {
     /// Take no lease, refuse writes.
     #[serde(default)]
     pub read_only: bool,
-    /// Caching mode.
+    /// How its I/O is to be treated.
     #[serde(default)]
-    pub caching: Caching,
+    pub policy: Policy,
     /// Connections to the kernel, 1 to [`MAX_CONNECTIONS`]; [`CONNECTIONS`] when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections: Option<u16>,
@@ -146,11 +147,13 @@ pub enum State {
     Attaching,
     /// In use or ready to be.
     Attached,
+    /// An earlier daemon's, being taken up; its I/O waits.
+    Recovering,
     /// On its way out.
     Detaching,
     /// Something of it is left that could not be undone; detach it to try again.
     Failed,
-    /// An earlier daemon's device that this one does not serve.
+    /// An earlier daemon's device whose recovery was given up; not served.
     Stale,
 }
 
@@ -159,6 +162,7 @@ impl std::fmt::Display for State {
         f.write_str(match self {
             Self::Attaching => "attaching",
             Self::Attached => "attached",
+            Self::Recovering => "recovering",
             Self::Detaching => "detaching",
             Self::Failed => "failed",
             Self::Stale => "stale",
@@ -176,7 +180,7 @@ pub struct Attachment {
     pub name: AttachmentName,
     /// Where it is in its life.
     pub state: State,
-    /// Why it is failed or stale; what an attach is doing.
+    /// Why it is failed or stale; what an attach or a recovery is doing.
     pub reason: Option<String>,
     /// Account name.
     pub account: String,
@@ -406,7 +410,7 @@ mod tests {
     fn takes_a_minimal_request_with_defaults() {
         let request: AttachRequest = serde_json::from_str(REQUEST).expect("parses");
         assert_eq!(request.volume(), "acct/dysks/vol1.vhd");
-        assert_eq!(request.caching, Caching::None);
+        assert_eq!(request.policy, Policy::default());
         assert!(!request.read_only && !request.break_lease && !request.reuse);
     }
 

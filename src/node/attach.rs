@@ -3,7 +3,7 @@
 //!
 //! 1. the node can attach at all; the record is written
 //! 2. the blob is made, when asked for
-//! 3. the volume is opened: lease, size, layout, fence
+//! 3. the volume is opened: lease, size, layout, fence; the record learns them
 //! 4. the transport makes the device and waits until it can be used
 //! 5. the record learns the device; the link is made
 //! 6. the registry takes it over
@@ -18,9 +18,10 @@ use tokio::sync::{oneshot, watch};
 
 use super::api::{Attachment, CONNECTIONS, NewDisk, Stage};
 use super::detach::{self, Effort};
+use super::entry::{Entry, Parts, Phase};
 use super::error::NodeError;
 use super::record::Record;
-use super::registry::{Entry, Parts, Phase, Registry, cancelled};
+use super::registry::{Registry, cancelled};
 use super::transport::Export;
 use super::{account, provision};
 use crate::blob::{LeaseId, PageBlob};
@@ -76,7 +77,7 @@ impl Task {
             Ok(attachment) => {
                 let device = done.parts.device_path.clone().unwrap_or_default();
                 tracing::info!(%name, %volume, device = %device.display(), "attached");
-                self.watch(&done.parts);
+                self.registry.watch(&self.entry, &done.parts);
                 Ok(attachment)
             }
             Err(error) => {
@@ -99,7 +100,7 @@ impl Task {
             (!request.read_only).then(|| lease.as_str().to_owned()),
         );
         record.since = self.entry.since;
-        self.write(&record).await?;
+        shared.write(&record).await?;
         self.go_on()?;
 
         let (account, blob) =
@@ -114,12 +115,14 @@ impl Task {
         self.stage.send_replace(Stage::Opening);
         let options = OpenOptions {
             read_only: request.read_only,
-            caching: request.caching,
             break_lease: request.break_lease,
-            ..OpenOptions::new(lease)
+            ..request.policy.open_options(lease, &shared.staging)
         };
-        let volume = account::on_one_thread(move || Volume::open(blob, options)).await??;
+        let volume = Volume::open(blob, options).await?;
         done.parts.volume = Some(volume.clone());
+        let status = volume.status();
+        (record.size, record.layout) = (Some(status.size), Some(status.layout));
+        shared.write(&record).await?;
         self.go_on()?;
 
         self.stage.send_replace(Stage::Connecting);
@@ -134,7 +137,7 @@ impl Task {
         done.parts.device = Some(device);
         done.parts.device_path = Some(path.clone());
         record.device = Some(path.clone());
-        self.write(&record).await?;
+        shared.write(&record).await?;
         let (links, name) = (shared.links.clone(), request.name.clone());
         let link = detach::blocking(move || links.make(&name, &path))
             .await
@@ -150,14 +153,6 @@ impl Task {
             return Err(cancelled(&self.entry.request.name));
         }
         Ok(())
-    }
-
-    async fn write(&self, record: &Record) -> Result<(), NodeError> {
-        let (records, record) = (self.registry.0.records.clone(), record.clone());
-        let path = records.path(&record.request.name);
-        detach::blocking(move || records.write(&record))
-            .await
-            .map_err(|e| NodeError::internal(format!("cannot write {}: {e}", path.display())))
     }
 
     /// Takes everything back. What resists stays in the table as failed.
@@ -176,26 +171,14 @@ impl Task {
                     return self.registry.set_phase(name, &self.entry.id, phase);
                 }
             };
-        if let Some((blob, disk)) = done.created {
-            if let Err(error) = provision::take_back(&blob, disk).await {
-                warnings.push(error.to_string());
-            }
+        if let Some((blob, disk)) = done.created
+            && let Err(error) = provision::take_back(&blob, disk).await
+        {
+            warnings.push(error.to_string());
         }
         for warning in warnings {
             tracing::warn!(%name, %warning, "while undoing an attach");
         }
         detach::forget(&self.registry, &self.entry).await;
-    }
-
-    /// Notices when the kernel lets go of the device without us.
-    fn watch(&self, parts: &Parts) {
-        let Some(device) = parts.device.clone() else {
-            return;
-        };
-        let (registry, entry) = (self.registry.clone(), self.entry.clone());
-        tokio::spawn(async move {
-            device.gone().await;
-            registry.lost_device(&entry.request.name, &entry.id);
-        });
     }
 }

@@ -6,27 +6,39 @@
 //! daemon takes it up, which loses nothing; disconnecting it would turn a
 //! mounted filesystem's next write into an error.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::api::{ErrorCode, RUN_DIR};
+use super::entry::{Entry, Phase};
+use super::handover;
 use super::link::{LINK_DIR, Links};
+use super::policy::Staging;
 use super::record::Records;
-use super::registry::{Entry, Phase, Registry};
+use super::recover::Inherited;
+use super::registry::Registry;
 use super::run_dir::{RunDir, RunDirError};
 use super::server::Server;
 use super::startup;
 use super::transport::Transport;
 use crate::device::BlockDevice;
-use crate::volume::Volume;
+use crate::volume::{Budget, Volume};
 
 /// How long a stop waits for attaches to unwind and for detaches.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a daemon that handed over may take to end.
+const OTHERS_END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What all volumes of a node may cache together, unless told otherwise.
+const DEFAULT_CACHE_BUDGET: u64 = 1 << 30;
 
 /// Where the daemon keeps its things.
 #[derive(Clone, Debug)]
@@ -35,6 +47,10 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Links to devices.
     pub link_dir: PathBuf,
+    /// The most that all volumes together may cache, in bytes.
+    pub cache_budget: u64,
+    /// Take over from the daemon that runs in `run_dir`, if one does.
+    pub takeover: bool,
 }
 
 impl Default for Config {
@@ -42,6 +58,8 @@ impl Default for Config {
         Self {
             run_dir: RUN_DIR.into(),
             link_dir: LINK_DIR.into(),
+            cache_budget: DEFAULT_CACHE_BUDGET,
+            takeover: false,
         }
     }
 }
@@ -68,6 +86,7 @@ pub struct Daemon {
     registry: Registry,
     server: Server,
     run_dir: RunDir,
+    handed_over: oneshot::Receiver<()>,
 }
 
 impl Daemon {
@@ -77,17 +96,32 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`]; nothing was changed.
     pub async fn start(config: Config, transport: Arc<dyn Transport>) -> Result<Self, DaemonError> {
-        let run_dir = RunDir::claim(&config.run_dir)?;
         let failed = |path: PathBuf| move |error| DaemonError::Io { path, error };
+        let staging = Staging {
+            dir: config.run_dir.join("staging"),
+            budget: Budget::new(config.cache_budget),
+        };
+        let (inherited, patience) = match config.takeover {
+            true => (take_over(&config, &staging).await, OTHERS_END_PATIENCE),
+            false => (HashMap::new(), Duration::ZERO),
+        };
+        let path = config.run_dir.clone();
+        let claim = move || RunDir::claim_within(&path, patience);
+        let run_dir = tokio::task::spawn_blocking(claim)
+            .await
+            .map_err(io::Error::other)
+            .map_err(failed(config.run_dir.clone()))??;
         let records_dir = run_dir.records();
         let records = Records::open(records_dir.clone()).map_err(failed(records_dir.clone()))?;
-        let registry = Registry::new(transport, records, Links::new(config.link_dir));
-        startup::take_stock(&registry)
+        let registry = Registry::new(transport, records, Links::new(config.link_dir), staging);
+        startup::take_stock(&registry, inherited)
             .await
             .map_err(failed(records_dir))?;
         let socket = run_dir.socket();
         let server =
             Server::bind(socket.clone(), registry.clone()).map_err(failed(socket.clone()))?;
+        let handed_over = handover::offer(&config.run_dir, registry.clone())
+            .map_err(failed(config.run_dir.clone()))?;
         tracing::info!(
             socket = %socket.display(),
             version = env!("CARGO_PKG_VERSION"),
@@ -97,6 +131,7 @@ impl Daemon {
             registry,
             server,
             run_dir,
+            handed_over,
         })
     }
 
@@ -113,6 +148,7 @@ impl Daemon {
             registry,
             server,
             run_dir,
+            handed_over,
         } = self;
         // While it stops, it still tells what it does.
         let stopped = async {
@@ -120,19 +156,43 @@ impl Daemon {
             tracing::info!("stopping");
             stop_registry(&registry).await;
         };
-        server.run(stopped).await;
-        tracing::info!("stopped");
+        tokio::select! {
+            () = server.run(stopped) => tracing::info!("stopped"),
+            // Never, when its thread has ended.
+            Ok(()) = handed_over => {
+                tracing::info!("another dyskd goes on");
+                // Its lock is free when nothing of this process is left.
+                return std::mem::forget(run_dir);
+            }
+        }
         drop(run_dir);
     }
+}
+
+/// What a running daemon hands over; nothing when it does not, which leaves it
+/// running or, should it have died, is a crash to recover from.
+async fn take_over(config: &Config, staging: &Staging) -> HashMap<String, Inherited> {
+    let dir = config.run_dir.clone();
+    let taken = async {
+        let records = RunDir::records_in(&dir);
+        let load = move || Ok(Records::open(records)?.load()?.0);
+        handover::take_over(dir, super::detach::blocking(load).await?, staging).await
+    };
+    taken.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the running dyskd did not hand over");
+        HashMap::new()
+    })
 }
 
 async fn stop_registry(registry: &Registry) {
     registry.begin_stop();
     let settled = registry.wait_until(|table| {
-        !table
-            .entries
-            .values()
-            .any(|e| matches!(e.phase, Phase::Attaching { .. } | Phase::Detaching(_)))
+        !table.entries.values().any(|e| {
+            matches!(
+                e.phase,
+                Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)
+            )
+        })
     });
     if tokio::time::timeout(STOP_PATIENCE, settled).await.is_err() {
         tracing::error!("an attach or detach does not end; leaving its record");
@@ -157,7 +217,7 @@ async fn stop_one(registry: Registry, entry: Entry) {
             tracing::warn!(%name, %volume, %reason, "left as it was found");
             return;
         }
-        Phase::Attaching { .. } | Phase::Detaching(_) => return,
+        Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_) => return,
     };
     let detach = registry.detach(name, false);
     let reason = match tokio::time::timeout(STOP_PATIENCE, detach).await {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::api::{Detached, ErrorCode};
+use super::entry::{Detaching, Entry, Parts, Phase};
 use super::error::NodeError;
-use super::registry::{Detaching, Entry, Parts, Phase, Registry};
+use super::registry::Registry;
 use super::{account, transport::Device};
 use crate::volume::Volume;
 

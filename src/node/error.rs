@@ -58,10 +58,10 @@ impl From<OpenError> for NodeError {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Storage(error) => error.into(),
-            OpenError::Leased { .. } => Self::new(ErrorCode::Leased, error.to_string()),
-            OpenError::Unusable { .. } | OpenError::Fenced { .. } => {
-                Self::new(ErrorCode::UnusableBlob, error.to_string())
+            OpenError::Leased { .. } | OpenError::Fenced { .. } => {
+                Self::new(ErrorCode::Leased, error.to_string())
             }
+            OpenError::Unusable { .. } => Self::new(ErrorCode::UnusableBlob, error.to_string()),
         }
     }
 }

@@ -6,17 +6,22 @@
 //! stands behind [`transport::Transport`].
 
 pub mod account;
+mod admission;
 pub mod api;
 mod attach;
 pub mod client;
 pub mod daemon;
 mod detach;
+mod entry;
 pub mod error;
+mod handover;
 mod link;
 pub mod name;
 pub mod nbd;
+pub mod policy;
 pub mod provision;
 mod record;
+mod recover;
 pub mod registry;
 mod run_dir;
 mod server;

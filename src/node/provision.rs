@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::account::{ATTEMPT_DEADLINE, on_one_thread};
+use super::account::ATTEMPT_DEADLINE;
 use super::api::{ErrorCode, NewDisk};
 use super::error::NodeError;
 use crate::blob::{Account, Conditions, DeleteSnapshots, LeaseId, PageBlob};
@@ -27,13 +27,8 @@ pub fn check_size(disk: NewDisk) -> Result<(), NodeError> {
 pub async fn create(account: &Account, blob: &PageBlob, disk: NewDisk) -> Result<(), NodeError> {
     check_size(disk)?;
     let layout = disk.format.into();
-    let attempt = || {
-        let blob = blob.clone();
-        on_one_thread(async move || {
-            volume::create(&blob, disk.size, layout, ATTEMPT_DEADLINE).await
-        })
-    };
-    let first = attempt().await?;
+    let attempt = || volume::create(blob, disk.size, layout, ATTEMPT_DEADLINE);
+    let first = attempt().await;
     let Err(OpenError::Storage(error)) = &first else {
         return first.map_err(NodeError::from);
     };
@@ -46,7 +41,7 @@ pub async fn create(account: &Account, blob: &PageBlob, disk: NewDisk) -> Result
         Err(error) if error.code() == "ContainerAlreadyExists" => {}
         Err(error) => return Err(error.into()),
     }
-    attempt().await?.map_err(NodeError::from)
+    attempt().await.map_err(NodeError::from)
 }
 
 /// Takes back a blob that [`create`] made moments ago. It is deleted under a
@@ -72,10 +67,10 @@ pub async fn take_back(blob: &PageBlob, disk: NewDisk) -> Result<(), NodeError> 
         Err(error) => return Err(left(error.into())),
     }
     let deleted = delete_if_blank(blob, disk, &lease).await;
-    if deleted.is_err() {
-        if let Err(error) = blob.release_lease(&lease, ATTEMPT_DEADLINE).await {
-            tracing::warn!(blob = %blob.address(), %error, "lease not released; it ends within 15 s");
-        }
+    if deleted.is_err()
+        && let Err(error) = blob.release_lease(&lease, ATTEMPT_DEADLINE).await
+    {
+        tracing::warn!(blob = %blob.address(), %error, "lease not released; it ends within 15 s");
     }
     deleted.map_err(left)
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::api::AttachRequest;
 use super::name::AttachmentName;
+use crate::blob::vhd::Layout;
 
 /// The format written here; another number is another format.
 const FORMAT: u32 = 1;
@@ -36,6 +37,23 @@ pub struct Record {
     pub device: Option<PathBuf>,
     /// When the attach began.
     pub since: Timestamp,
+    /// The boot in which it was made: no device outlives it.
+    #[serde(default)]
+    pub boot: Option<String>,
+    /// Usable bytes and layout, written before the device is made: a volume
+    /// that was lost meanwhile is shown, and refused, with these.
+    #[serde(default)]
+    pub size: Option<u64>,
+    /// See `size`.
+    #[serde(default)]
+    pub layout: Option<Layout>,
+}
+
+/// This boot, as the kernel names it; none where it does not say.
+#[must_use]
+pub fn this_boot() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned())
 }
 
 impl Record {
@@ -49,6 +67,9 @@ impl Record {
             lease,
             device: None,
             since: Timestamp::now(),
+            boot: this_boot(),
+            size: None,
+            layout: None,
         }
     }
 }
@@ -182,7 +203,7 @@ pub(super) mod tests {
     use super::*;
     use crate::blob::source::CredentialSource;
     use crate::node::api::{AccountSpec, Secret};
-    use crate::volume::Caching;
+    use crate::node::policy::Policy;
 
     pub fn request(name: &str) -> AttachRequest {
         AttachRequest {
@@ -196,7 +217,7 @@ pub(super) mod tests {
             container: "dysks".into(),
             blob: format!("{name}.vhd"),
             read_only: false,
-            caching: Caching::None,
+            policy: Policy::default(),
             connections: None,
             break_lease: false,
             create: None,

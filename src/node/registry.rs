@@ -5,35 +5,33 @@
 //! |---|---|---|
 //! | attaching | a task that works down `attach.rs`; a record | attached; gone when undone; failed when undoing failed |
 //! | attached | record, lease, device, link; I/O flows | detaching; failed when the kernel let go by other hands |
+//! | recovering | an earlier daemon's record and perhaps device; a task that works down `recover.rs` | attached; detaching when there is no device; stale when told to give up |
 //! | detaching | a task that works down `detach.rs` | gone; back to attached when in use; failed when the kernel kept the device |
 //! | failed | whatever could not be undone | detaching |
-//! | stale | an earlier daemon's device and record, not served | detaching |
+//! | stale | an earlier daemon's device and record, not served because its recovery was given up | detaching |
 //!
 //! Invariants: a name is in the table exactly as long as anything of its
 //! attachment (record, lease, device, link, task) exists. A blob is in it at
-//! most once. Only the task of an attaching or detaching entry touches what
+//! most once. Only the task of an attaching, recovering or detaching entry touches what
 //! the entry owns. The table's lock is held for look-ups and phase changes
 //! alone, never across an await, so that listing waits for nobody.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 
-use super::api::{
-    AttachRequest, Attachment, CONNECTIONS, Detached, ErrorCode, MAX_CONNECTIONS, Stage, State,
-};
+use super::admission;
+use super::api::{AttachRequest, Attachment, Detached, ErrorCode, Stage};
+use super::entry::{Detaching, Entry, Parts, Phase};
 use super::error::NodeError;
 use super::link::Links;
 use super::name::AttachmentName;
-use super::provision;
-use super::record::Records;
-use super::transport::{Device, Transport};
-use crate::blob::LeaseId;
-use crate::volume::{Caching, Volume};
+use super::policy::Staging;
+use super::record::{Record, Records};
+use super::transport::Transport;
 
 /// Most attaches under way at once; more are told to come back. Below the
 /// server's bound on connections, so that a list always gets through.
@@ -47,6 +45,7 @@ pub(super) struct Shared {
     pub transport: Arc<dyn Transport>,
     pub records: Records,
     pub links: Links,
+    pub staging: Staging,
     table: Mutex<Table>,
     /// Poked at every change of a phase.
     changed: watch::Sender<()>,
@@ -56,50 +55,8 @@ pub(super) struct Shared {
 pub(super) struct Table {
     pub entries: BTreeMap<AttachmentName, Entry>,
     pub stopping: bool,
-}
-
-#[derive(Clone)]
-pub(super) struct Entry {
-    pub id: String,
-    pub request: Arc<AttachRequest>,
-    pub since: Timestamp,
-    pub phase: Phase,
-}
-
-#[derive(Clone)]
-pub(super) enum Phase {
-    Attaching {
-        stage: watch::Receiver<Stage>,
-        cancel: Arc<AtomicBool>,
-    },
-    Attached(Arc<Parts>),
-    Detaching(Detaching),
-    Failed(Arc<Parts>, String),
-    Stale(Arc<Parts>, String),
-}
-
-#[derive(Clone)]
-pub(super) struct Detaching {
-    pub parts: Arc<Parts>,
-    /// Raised by a forced detach, also of one that is under way.
-    pub force: watch::Sender<bool>,
-    pub outcome: watch::Receiver<Option<Result<Detached, NodeError>>>,
-}
-
-/// What an attachment consists of, as far as it exists: what a detach takes
-/// apart.
-#[derive(Clone, Default)]
-pub(super) struct Parts {
-    /// The open volume, which holds the lease.
-    pub volume: Option<Arc<Volume>>,
-    /// Without a volume: a lease that an earlier daemon left.
-    pub lease: Option<LeaseId>,
-    /// The device.
-    pub device: Option<Arc<dyn Device>>,
-    /// Where the device is or was, for the link and for people.
-    pub device_path: Option<PathBuf>,
-    /// The link to it.
-    pub link: Option<PathBuf>,
+    /// Another daemon is taking everything over.
+    pub handing_over: bool,
 }
 
 /// An attach under way. Dropped before its outcome came, it is undone.
@@ -150,11 +107,17 @@ pub enum Admission {
 }
 
 impl Registry {
-    pub(super) fn new(transport: Arc<dyn Transport>, records: Records, links: Links) -> Self {
+    pub(super) fn new(
+        transport: Arc<dyn Transport>,
+        records: Records,
+        links: Links,
+        staging: Staging,
+    ) -> Self {
         Self(Arc::new(Shared {
             transport,
             records,
             links,
+            staging,
             table: Mutex::default(),
             changed: watch::Sender::new(()),
         }))
@@ -165,12 +128,12 @@ impl Registry {
     /// # Errors
     /// The request makes no sense, or name or volume are taken.
     pub fn attach(&self, request: AttachRequest) -> Result<Admission, NodeError> {
-        check(&request)?;
+        admission::check(&request)?;
         let mut table = self.0.lock();
-        if table.stopping {
+        if table.stopping || table.handing_over {
             return Err(stopping());
         }
-        if let Some(existing) = conflict(&table, &request)? {
+        if let Some(existing) = admission::conflict(&table.entries, &request)? {
             drop(table);
             return Ok(Admission::Existing(Box::new(existing.view())));
         }
@@ -215,7 +178,18 @@ impl Registry {
     /// # Errors
     /// No such attachment; in use and not forced; the kernel kept the device.
     pub async fn detach(&self, name: &AttachmentName, force: bool) -> Result<Detached, NodeError> {
-        match self.begin_detach(name, force)? {
+        let mut step = self.begin_detach(name, force)?;
+        while let DetachStep::GivingUp(id) = &step {
+            self.wait_until(|table| {
+                let recovering =
+                    |e: &&Entry| e.id == *id && matches!(e.phase, Phase::Recovering(_));
+                table.entries.get(name).filter(recovering).is_none()
+            })
+            .await;
+            step = self.begin_detach(name, force)?;
+        }
+        match step {
+            DetachStep::GivingUp(_) => unreachable!("waited for above"),
             DetachStep::Wait(mut outcome) => {
                 let result = outcome.wait_for(Option::is_some).await.map(|r| r.clone());
                 match result {
@@ -238,6 +212,9 @@ impl Registry {
 
     fn begin_detach(&self, name: &AttachmentName, force: bool) -> Result<DetachStep, NodeError> {
         let mut table = self.0.lock();
+        if table.handing_over {
+            return Err(stopping());
+        }
         let entry = table.entries.get_mut(name).ok_or_else(|| unknown(name))?;
         let parts = match &entry.phase {
             Phase::Attaching { cancel, .. } if force => {
@@ -249,6 +226,17 @@ impl Registry {
                 return Err(NodeError::new(
                     ErrorCode::Busy,
                     format!("{name} is still being attached ({stage}): wait, or use --force"),
+                ));
+            }
+            Phase::Recovering(recovering) if force => {
+                recovering.cancel.send_replace(true);
+                return Ok(DetachStep::GivingUp(entry.id.clone()));
+            }
+            Phase::Recovering(recovering) => {
+                let doing = recovering.doing.borrow().clone();
+                return Err(NodeError::new(
+                    ErrorCode::Busy,
+                    format!("{name} is still being recovered ({doing}): wait, or use --force"),
                 ));
             }
             Phase::Detaching(detaching) => {
@@ -347,6 +335,18 @@ impl Registry {
         self.poke();
     }
 
+    /// Notices when the kernel lets go of an attachment's device without us.
+    pub(super) fn watch(&self, entry: &Entry, parts: &Parts) {
+        let Some(device) = parts.device.clone() else {
+            return;
+        };
+        let (registry, name, id) = (self.clone(), entry.request.name.clone(), entry.id.clone());
+        tokio::spawn(async move {
+            device.gone().await;
+            registry.lost_device(&name, &id);
+        });
+    }
+
     /// Adds an entry that start-up found.
     pub(super) fn adopt(&self, entry: Entry) {
         let name = entry.request.name.clone();
@@ -364,13 +364,22 @@ impl Registry {
         self.poke();
     }
 
+    /// Refuses attaches and detaches while `on`.
+    pub(super) fn set_handing_over(&self, on: bool) {
+        self.0.lock().handing_over = on;
+    }
+
     /// Refuses attaches from now on and cancels those under way.
     pub(super) fn begin_stop(&self) {
         let mut table = self.0.lock();
         table.stopping = true;
         for entry in table.entries.values() {
-            if let Phase::Attaching { cancel, .. } = &entry.phase {
-                cancel.store(true, Ordering::SeqCst);
+            match &entry.phase {
+                Phase::Attaching { cancel, .. } => cancel.store(true, Ordering::SeqCst),
+                Phase::Recovering(recovering) => {
+                    recovering.cancel.send_replace(true);
+                }
+                _ => {}
             }
         }
     }
@@ -402,140 +411,23 @@ impl Registry {
 enum DetachStep {
     Wait(watch::Receiver<Option<Result<Detached, NodeError>>>),
     Cancelled(String),
+    GivingUp(String),
 }
 
 impl Shared {
+    /// Writes a record.
+    pub async fn write(&self, record: &Record) -> Result<(), NodeError> {
+        let (records, record) = (self.records.clone(), record.clone());
+        let path = records.path(&record.request.name);
+        super::detach::blocking(move || records.write(&record))
+            .await
+            .map_err(|e| NodeError::internal(format!("cannot write {}: {e}", path.display())))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Table> {
         // Nothing that runs under the lock leaves the table half changed.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Entry {
-    /// The entry as the API shows it.
-    pub fn view(&self) -> Attachment {
-        let none = Arc::new(Parts::default());
-        let (state, parts, reason) = match &self.phase {
-            Phase::Attaching { stage, .. } => {
-                (State::Attaching, &none, Some(stage.borrow().to_string()))
-            }
-            Phase::Attached(parts) => (State::Attached, parts, None),
-            Phase::Detaching(detaching) => (State::Detaching, &detaching.parts, None),
-            Phase::Failed(parts, reason) => (State::Failed, parts, Some(reason.clone())),
-            Phase::Stale(parts, reason) => (State::Stale, parts, Some(reason.clone())),
-        };
-        let status = parts.volume.as_ref().map(|v| v.status());
-        let request = &self.request;
-        let linked = matches!(state, State::Attached | State::Stale);
-        Attachment {
-            id: self.id.clone(),
-            name: request.name.clone(),
-            state,
-            reason,
-            account: request.account.name.clone(),
-            endpoint: request.account.endpoint.clone(),
-            container: request.container.clone(),
-            blob: request.blob.clone(),
-            size: status.as_ref().map(|s| s.size),
-            layout: status.as_ref().map(|s| s.layout),
-            read_only: request.read_only,
-            caching: request.caching,
-            connections: request.connections.unwrap_or(CONNECTIONS),
-            device: parts.device_path.clone(),
-            link: parts.link.clone().filter(|_| linked),
-            since: self.since,
-            fenced: status.as_ref().and_then(|s| s.fenced.clone()),
-            completed: status.as_ref().map_or(0, |s| s.completed),
-            store_requests: status.as_ref().map_or(0, |s| s.store_requests),
-            in_flight: status.as_ref().map_or(0, |s| s.in_flight),
-        }
-    }
-
-    fn is_of_volume(&self, request: &AttachRequest) -> bool {
-        let mine = &self.request;
-        (&mine.account.name, &mine.container, &mine.blob)
-            == (&request.account.name, &request.container, &request.blob)
-            && mine.account.endpoint.trim_end_matches('/')
-                == request.account.endpoint.trim_end_matches('/')
-    }
-
-    fn has_options_of(&self, request: &AttachRequest) -> bool {
-        let mine = &self.request;
-        mine.read_only == request.read_only
-            && mine.caching == request.caching
-            && mine.connections.unwrap_or(CONNECTIONS) == request.connections.unwrap_or(CONNECTIONS)
-    }
-}
-
-/// The entry to reuse, none when name and volume are free, or the refusal.
-fn conflict(table: &Table, request: &AttachRequest) -> Result<Option<Entry>, NodeError> {
-    let name = &request.name;
-    if let Some(entry) = table.entries.values().find(|e| e.is_of_volume(request)) {
-        let reusable = request.reuse
-            && entry.request.name == *name
-            && matches!(entry.phase, Phase::Attached(_))
-            && entry.has_options_of(request);
-        if reusable {
-            return Ok(Some(entry.clone()));
-        }
-        let view = entry.view();
-        let place = match (view.state, &view.device) {
-            (State::Attached, Some(device)) => format!("at {}", device.display()),
-            (state, _) => format!("({state})"),
-        };
-        return Err(NodeError::new(
-            ErrorCode::AlreadyAttached,
-            format!(
-                "blob {} is attached already as {} {place}: use that, or detach it first",
-                request.volume(),
-                view.name
-            ),
-        ));
-    }
-    match table.entries.get(name) {
-        None => Ok(None),
-        Some(entry) => Err(NodeError::new(
-            ErrorCode::NameInUse,
-            format!(
-                "name {name} is in use by {}: choose another with --name, or detach it first",
-                entry.request.volume()
-            ),
-        )),
-    }
-}
-
-fn check(request: &AttachRequest) -> Result<(), NodeError> {
-    let refuse = |code, text: &str| Err(NodeError::new(code, text));
-    let invalid = ErrorCode::InvalidRequest;
-    if request.caching != Caching::None {
-        return refuse(
-            ErrorCode::Unsupported,
-            "this version has no other caching mode than none: leave out --caching",
-        );
-    }
-    let connections = request.connections.unwrap_or(CONNECTIONS);
-    if !(1..=MAX_CONNECTIONS).contains(&connections) {
-        return Err(NodeError::new(
-            invalid,
-            format!("{connections} connections are not possible: take 1 to {MAX_CONNECTIONS}"),
-        ));
-    }
-    if request.container.is_empty() || request.blob.is_empty() || request.account.name.is_empty() {
-        return refuse(invalid, "account, container and blob must all be named");
-    }
-    if request.read_only && request.create.is_some() {
-        return refuse(
-            invalid,
-            "a new disk cannot be attached read-only: create it first",
-        );
-    }
-    if request.read_only && request.break_lease {
-        return refuse(
-            invalid,
-            "a read-only attach takes no lease: leave out --break-lease",
-        );
-    }
-    request.create.map_or(Ok(()), provision::check_size)
 }
 
 fn unknown(name: &AttachmentName) -> NodeError {

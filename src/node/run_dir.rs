@@ -4,10 +4,14 @@ use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::api::SOCKET;
+
+/// Between two looks at a lock that is about to be free.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// A run directory that is ours until this is dropped.
 #[derive(Debug)]
@@ -86,6 +90,23 @@ impl RunDir {
         })
     }
 
+    /// As [`RunDir::claim`], waiting for another daemon that is about to end.
+    ///
+    /// # Errors
+    /// [`RunDirError::Taken`] when it has not ended within `patience`.
+    pub fn claim_within(path: &Path, patience: Duration) -> Result<Self, RunDirError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match Self::claim(path) {
+                Err(RunDirError::Taken { .. }) if Instant::now() < deadline => {
+                    // A blocking flock would have no deadline.
+                    std::thread::sleep(LOOK_AGAIN);
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// Where the control socket is.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -95,7 +116,13 @@ impl RunDir {
     /// Where the records are.
     #[must_use]
     pub fn records(&self) -> PathBuf {
-        self.path.join("attachments")
+        Self::records_in(&self.path)
+    }
+
+    /// Where the records are in a run directory that is another's.
+    #[must_use]
+    pub fn records_in(path: &Path) -> PathBuf {
+        path.join("attachments")
     }
 }
 

@@ -127,7 +127,7 @@ async fn serve(stream: UnixStream, registry: Registry) {
                     "only root may control dyskd: run it with sudo",
                 ))
             };
-            Ok::<_, Infallible>(answer.unwrap_or_else(|error| refusal(error.into())))
+            Ok::<_, Infallible>(answer.unwrap_or_else(refusal))
         }
     });
     let served = hyper::server::conn::http1::Builder::new()

@@ -2,9 +2,12 @@
 //! device. [`super::nbd`] is the one that ships; ublk can come beside it.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::api::ErrorCode;
 use super::error::NodeError;
@@ -25,6 +28,16 @@ pub struct Export {
     pub connections: u16,
     /// The disk, open.
     pub volume: Arc<Volume>,
+}
+
+/// One connection of a device between two daemons: paused where a request
+/// ends, everything that was read is answered.
+#[derive(Debug)]
+pub struct Parked {
+    /// Our end.
+    pub socket: OwnedFd,
+    /// What was read from it and not taken.
+    pub unread: Bytes,
 }
 
 /// Why a transport did not do it. The texts name the device and the remedy.
@@ -69,7 +82,18 @@ pub trait Transport: Send + Sync + 'static {
     /// nothing of it is left.
     fn attach(&self, export: Export) -> BoxFuture<'_, Result<Arc<dyn Device>, TransportError>>;
 
-    /// The device that an earlier daemon made with this id, if it lives.
+    /// Serves the device that an earlier daemon made with the export's id, on
+    /// the connections `parked` by it; new ones take the place of those that
+    /// are dead, and what waits in the kernel goes on. None when there is no such device. On an error the
+    /// device is as it was.
+    fn resume(
+        &self,
+        export: Export,
+        parked: Vec<Parked>,
+    ) -> BoxFuture<'_, Result<Option<Arc<dyn Device>>, TransportError>>;
+
+    /// The device that an earlier daemon made with this id, if it lives; not
+    /// served, to be detached at most.
     fn find<'a>(
         &'a self,
         id: &'a str,
@@ -86,6 +110,14 @@ pub trait Device: Send + Sync + 'static {
     /// taking, unless `force`; then whoever still uses it gets errors. A
     /// device that is gone already is fine.
     fn detach(&self, force: bool) -> BoxFuture<'_, Result<(), TransportError>>;
+
+    /// Takes no further request and waits until those taken are answered; then
+    /// the connections, for another process to go on with. Until
+    /// [`Device::go_on`] nothing here touches them.
+    fn park(&self) -> BoxFuture<'_, Vec<Parked>>;
+
+    /// Takes requests again after [`Device::park`], or while it is under way.
+    fn go_on(&self);
 
     /// Ends when the kernel has let go of the device, whoever caused it.
     fn gone(&self) -> BoxFuture<'_, ()>;

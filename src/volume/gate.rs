@@ -56,7 +56,7 @@ impl Gate {
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
         let before = self.0.inside.fetch_sub(1, Ordering::AcqRel);
-        if before & !CLOSED == 1 && before & CLOSED != 0 {
+        if before & !CLOSED == 1 {
             self.0.empty.notify_waiters();
         }
     }

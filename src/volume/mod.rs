@@ -190,6 +190,19 @@ impl<S: PageStore> Volume<S> {
         open::open(blob, options).await
     }
 
+    /// A volume that another holder has taken while nobody kept it here: as
+    /// one that is fenced while it is open. Every request ends in EIO; the
+    /// store is never asked. `size` and `layout` are what it had.
+    #[must_use]
+    pub fn fenced(
+        blob: S,
+        options: &OpenOptions,
+        (size, layout): (u64, Layout),
+        reason: String,
+    ) -> Arc<Self> {
+        open::fenced(blob, options, (size, layout), reason)
+    }
+
     fn new(
         io: Io<S>,
         layout: Layout,
@@ -226,6 +239,11 @@ impl<S: PageStore> Volume<S> {
             in_flight: self.gate.count(),
             cache: self.cache.as_ref().map(|cache| cache.status()),
         }
+    }
+
+    /// Waits until no request is under way.
+    pub async fn idle(&self) {
+        self.gate.empty().await;
     }
 
     /// Refuses new I/O, waits for what is under way, flushes what is cached,

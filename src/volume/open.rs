@@ -25,7 +25,7 @@ use super::cache::{self, Cache};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::patience::patiently;
-use super::standing::Standing;
+use super::standing::{RUN_AHEAD, Standing};
 use super::store::PageStore;
 use super::trouble::Trouble;
 use super::{OpenError, OpenOptions, Volume};
@@ -38,8 +38,6 @@ use crate::device::PAGE;
 
 /// Between two looks at somebody else's lease.
 const WAIT_PAUSE: Duration = Duration::from_secs(1);
-/// More outcomes than one daemon can fail to learn.
-const PAST_ANY_BOUND: u64 = 1 << 32;
 /// Looks at a blob that changes between look and acquire, before that counts
 /// as somebody else's lease.
 const MOST_LOOKS: u32 = 3;
@@ -293,9 +291,10 @@ async fn break_lease<S: PageStore>(
 /// holder's own raise. One that is lost and comes late raises the number once
 /// more, which the first write refused by it finds out.
 ///
-/// Under a lease that is resumed it is a `max`, past every bound that the
-/// earlier daemon's writes can have had: they carry the same lease, and ran
-/// ahead of its raises by one for each outcome that it did not learn.
+/// An opening that resumes has the lease id of the writes that the dead daemon
+/// left on their way: the number alone keeps them out. They may run ahead of
+/// it by [`RUN_AHEAD`], so it is raised past that; `seen` was read after the
+/// last of them was sent.
 async fn learn<S: PageStore>(
     blob: &S,
     options: &OpenOptions,
@@ -304,10 +303,9 @@ async fn learn<S: PageStore>(
     let deadline = options.attempt_deadline;
     let conditions = Conditions::lease(&options.lease);
     let raise = async {
-        let action = if options.resume {
-            SequenceNumber::Max(seen.sequence_number.saturating_add(PAST_ANY_BOUND))
-        } else {
-            SequenceNumber::Increment
+        let action = match options.resume {
+            true => SequenceNumber::Max(seen.sequence_number + RUN_AHEAD + 2),
+            false => SequenceNumber::Increment,
         };
         patiently!(blob.set_sequence_number(action, &conditions, deadline))
     };
@@ -373,14 +371,20 @@ async fn open_read_only<S: PageStore>(
     Ok(volume(blob, options, &learned, standing, None))
 }
 
-fn volume<S: PageStore>(
+pub(super) fn fenced<S: PageStore>(
     blob: S,
     options: &OpenOptions,
-    learned: &Learned,
-    standing: Arc<Standing>,
-    keeper: Option<Keeper<S>>,
+    (size, layout): (u64, Layout),
+    reason: String,
 ) -> Arc<Volume<S>> {
-    let io = Io {
+    let standing = Arc::new(Standing::new(0, Instant::now()));
+    standing.fence(reason);
+    let io = io(blob, options, standing);
+    Arc::new(Volume::new(io, layout, size, None, None))
+}
+
+fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> Io<S> {
+    Io {
         blob,
         lease: (!options.read_only).then(|| options.lease.clone()),
         standing,
@@ -389,7 +393,17 @@ fn volume<S: PageStore>(
         integrity: options.integrity,
         requests: AtomicU64::new(0),
         trouble: Trouble::default(),
-    };
+    }
+}
+
+fn volume<S: PageStore>(
+    blob: S,
+    options: &OpenOptions,
+    learned: &Learned,
+    standing: Arc<Standing>,
+    keeper: Option<Keeper<S>>,
+) -> Arc<Volume<S>> {
+    let io = io(blob, options, standing);
     let volume = Arc::new(Volume::new(
         io,
         learned.layout,

@@ -8,8 +8,10 @@
 //! - `number` is a sequence number that the blob is known to have reached; it
 //!   only grows.
 //! - Writes carry `x-ms-if-sequence-number-lt: bound + 1`, and `bound` is
-//!   `max(number, wanted)`: a write may run ahead of a raise that is under way,
-//!   because its bound holds before and after it.
+//!   `wanted`, but at least `number`: a write may run ahead of a raise that is under way,
+//!   because its bound holds before and after it. It runs ahead of `number` by
+//!   at most [`RUN_AHEAD`], so that whoever resumes the lease knows how far to
+//!   raise to be past every write that is still on its way.
 //! - A write under bound `b` whose outcome is unknown is dead for certain once
 //!   `number > b`. Nothing that overlaps it starts before that: its own retry
 //!   holds the range lock and waits for the raise; if its caller gave up
@@ -24,6 +26,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::blob::StorageError;
+
+/// By how much a write's bound may exceed the number that the blob is known to
+/// have.
+pub const RUN_AHEAD: u64 = 64;
 
 /// Why and since when a volume is fenced.
 #[derive(Clone, Debug)]
@@ -116,7 +122,7 @@ impl Standing {
                     return Err(fenced.clone());
                 }
                 if state.number >= state.owed {
-                    let bound = state.number.max(state.wanted);
+                    let bound = state.wanted.clamp(state.number, state.number + RUN_AHEAD);
                     return Ok(Unsettled {
                         standing: self,
                         bound,
@@ -323,6 +329,15 @@ mod tests {
         assert_eq!(standing.wishes().raise_to, Some(9));
         standing.raised(9);
         assert_eq!(next.await.unwrap().less_than(), 10);
+    }
+
+    #[tokio::test]
+    async fn no_bound_runs_ahead_further_than_a_successor_raises() {
+        let standing = Standing::new(7, Instant::now());
+        standing.want(7 + 10 * RUN_AHEAD);
+        let write = standing.begin().await.unwrap();
+        assert_eq!(write.bound(), 7 + RUN_AHEAD);
+        write.settle();
     }
 
     #[tokio::test]

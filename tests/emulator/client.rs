@@ -171,6 +171,7 @@ pub fn compact_ranges(xml: &str) -> String {
 }
 
 impl Call {
+    #[expect(clippy::needless_pass_by_value, reason = "literals and numbers at every call")]
     pub fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self

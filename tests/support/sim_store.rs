@@ -1,7 +1,8 @@
 //! A page blob in memory whose requests may be refused, may lose their answer,
 //! and may be executed late: after later requests, and after their sender died.
 
-#![allow(dead_code)]
+// Each test uses part of it, and its sizes fit memory.
+#![allow(dead_code, clippy::cast_possible_truncation)]
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, UNIX_EPOCH};
@@ -82,7 +83,7 @@ impl Blob {
         match change {
             Change::Put(offset, data) => {
                 assert!(data.len() <= 4 << 20 && data.len() % 512 == 0 && offset % 512 == 0);
-                let at = usize::try_from(*offset).unwrap();
+                let at = *offset as usize;
                 self.bytes[at..at + data.len()].copy_from_slice(data);
                 self.puts.push(data.len());
             }
@@ -152,7 +153,7 @@ impl SimStore {
     }
 
     pub fn blob(&self) -> MutexGuard<'_, Blob> {
-        self.blob.lock().unwrap()
+        self.blob.lock().expect("the simulation panicked before")
     }
 
     /// Lets go of everything that waits because of [`Blob::stalled`].

@@ -147,7 +147,9 @@ impl Sysfs {
     }
 
     /// Sets the queue's limits, and no I/O scheduler: the store orders
-    /// nothing by place.
+    /// nothing by place. What is set already is not written again: each write
+    /// waits until no request is under way, and on a device without live
+    /// connections that is never.
     ///
     /// # Errors
     /// [`KernelError::File`] with the file that could not be written.
@@ -156,9 +158,9 @@ impl Sysfs {
         let most = queue.join("max_hw_sectors_kb");
         let most: u32 = parse(&most, &read(&most)?)?;
         let max_sectors_kb = limits.max_sectors_kb.min(most);
-        write(&queue.join("scheduler"), "none")?;
-        write(&queue.join("max_sectors_kb"), &max_sectors_kb.to_string())?;
-        write(
+        set(&queue.join("scheduler"), "none")?;
+        set(&queue.join("max_sectors_kb"), &max_sectors_kb.to_string())?;
+        set(
             &queue.join("read_ahead_kb"),
             &limits.read_ahead_kb.to_string(),
         )
@@ -289,7 +291,13 @@ fn read_present(path: &Path) -> Result<Option<String>, KernelError> {
     }
 }
 
-fn write(path: &Path, value: &str) -> Result<(), KernelError> {
+/// Writes `value` unless it is there; of several to choose from the chosen one
+/// is in brackets.
+fn set(path: &Path, value: &str) -> Result<(), KernelError> {
+    let now = fs::read_to_string(path).unwrap_or_default();
+    if now.trim() == value || now.contains(&format!("[{value}]")) {
+        return Ok(());
+    }
     fs::write(path, value).map_err(KernelError::file(path))
 }
 
@@ -359,6 +367,10 @@ mod tests {
         assert_eq!(read(&queue.join("max_sectors_kb")).unwrap(), "1024");
         assert_eq!(read(&queue.join("read_ahead_kb")).unwrap(), "4096");
         assert_eq!(read(&queue.join("scheduler")).unwrap(), "none");
+        fs::write(queue.join("scheduler"), "[none] mq-deadline\n").unwrap();
+        sysfs.set_queue(1, QueueLimits::default()).unwrap();
+        let kept = read(&queue.join("scheduler")).unwrap();
+        assert_eq!(kept, "[none] mq-deadline", "written again");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use rustix::fs::OFlags;
 use super::openers;
 use super::sessions::Sessions;
 use crate::nbd::kernel::{KernelError, KernelNbd, Sysfs};
-use crate::node::transport::{BoxFuture, Device, TransportError};
+use crate::node::transport::{BoxFuture, Device, Parked, TransportError};
 
 /// How long a device that only has probers may take to be left alone by them.
 const PROBER_PATIENCE: Duration = Duration::from_secs(2);
@@ -116,6 +116,21 @@ impl Device for NbdDevice {
 
     fn detach(&self, force: bool) -> BoxFuture<'_, Result<(), TransportError>> {
         Box::pin(self.take(force))
+    }
+
+    fn park(&self) -> BoxFuture<'_, Vec<Parked>> {
+        Box::pin(async {
+            match &self.sessions {
+                Some(sessions) => sessions.park().await,
+                None => Vec::new(),
+            }
+        })
+    }
+
+    fn go_on(&self) {
+        if let Some(sessions) = &self.sessions {
+            sessions.go_on();
+        }
     }
 
     fn gone(&self) -> BoxFuture<'_, ()> {

@@ -15,19 +15,27 @@ mod sessions;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::transport::{BoxFuture, Device, Export, Transport, TransportError};
+use super::transport::{BoxFuture, Device, Export, Parked, Transport, TransportError};
 use crate::device::BlockDevice;
 use crate::nbd::kernel::{Connect, KernelError, KernelNbd, QueueLimits, SocketPair, Sysfs};
 use crate::nbd::negotiation;
 use device::NbdDevice;
 use sessions::Sessions;
 
-/// After this long an unanswered request is sent again on another
-/// connection. No error comes of it; a store that answers at all has
-/// answered by then.
-const REPLAY: Duration = Duration::from_secs(30);
+/// After this long the kernel shuts the connection of an unanswered request
+/// and sends it again on another. No error ever comes of it: the first of the
+/// two holds its range until its fate is settled, the other waits for it.
+///
+/// It is also how long requests wait that a daemon took with it when it was
+/// killed, so it should be short. But each replay of a request that is merely
+/// slow costs a connection and moves its bytes twice, so it is longer than
+/// what happens without a crash: one attempt at the store that runs into its
+/// deadline (10 s), the fence and the repetition; and nearly a whole kernel
+/// queue (2 connections, 128 requests, 4 MiB each) at a blob's 60 MiB/s.
+const REPLAY: Duration = Duration::from_secs(15);
 /// How long I/O waits for us when every connection is dead: in effect for
-/// ever. Whoever wants errors instead detaches by force.
+/// ever, for only this makes errors. A year, since the kernel counts it in
+/// jiffies. Whoever wants errors instead detaches by force.
 const WAIT_FOR_DAEMON: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long a new device may take to appear.
 const READY_PATIENCE: Duration = Duration::from_secs(10);
@@ -61,6 +69,16 @@ impl NbdTransport {
         let mut slot = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
         // Of two that came at once the first stays.
         Ok(slot.get_or_insert(kernel).clone())
+    }
+
+    /// The device that the kernel has connected under this id.
+    async fn index_of(&self, id: &str) -> Result<Option<u32>, TransportError> {
+        let sysfs = self.sysfs.clone();
+        let devices = blocking(move || sysfs.list()).await?;
+        let found = devices
+            .into_iter()
+            .find(|device| device.pid.is_some() && device.backend.as_deref() == Some(id));
+        Ok(found.map(|device| device.index))
     }
 
     async fn connect(&self, export: Export) -> Result<NbdDevice, TransportError> {
@@ -130,21 +148,34 @@ impl Transport for NbdTransport {
         Box::pin(async { Ok(Arc::new(self.connect(export).await?) as Arc<dyn Device>) })
     }
 
+    fn resume(
+        &self,
+        export: Export,
+        parked: Vec<Parked>,
+    ) -> BoxFuture<'_, Result<Option<Arc<dyn Device>>, TransportError>> {
+        Box::pin(async move {
+            let Some(index) = self.index_of(&export.id).await? else {
+                return Ok(None);
+            };
+            let kernel = self.kernel().await?;
+            let sysfs = self.sysfs.clone();
+            let sessions = Sessions::resume(&export, kernel.clone(), sysfs.clone(), index, parked)?;
+            set_queue_later(sysfs.clone(), index);
+            let path = sysfs.node(index);
+            let device = NbdDevice::new(kernel, sysfs, index, export.id, path, Some(sessions));
+            Ok(Some(Arc::new(device) as Arc<dyn Device>))
+        })
+    }
+
     fn find<'a>(
         &'a self,
         id: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<dyn Device>>, TransportError>> {
         Box::pin(async move {
-            let sysfs = self.sysfs.clone();
-            let devices = blocking(move || sysfs.list()).await?;
-            let Some(found) = devices
-                .into_iter()
-                .find(|device| device.pid.is_some() && device.backend.as_deref() == Some(id))
-            else {
+            let Some(index) = self.index_of(id).await? else {
                 return Ok(None);
             };
-            let kernel = self.kernel().await?;
-            let (sysfs, index) = (self.sysfs.clone(), found.index);
+            let (kernel, sysfs) = (self.kernel().await?, self.sysfs.clone());
             let path = sysfs.node(index);
             let device = NbdDevice::new(kernel, sysfs, index, id.to_owned(), path, None);
             Ok(Some(Arc::new(device) as Arc<dyn Device>))
@@ -166,6 +197,16 @@ impl From<KernelError> for TransportError {
             _ => Self::Failed(error.to_string()),
         }
     }
+}
+
+/// Sets the queue's limits in case that an earlier daemon died before it came
+/// to this. Nobody waits for it: it takes until what is under way is served.
+fn set_queue_later(sysfs: Sysfs, index: u32) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = sysfs.set_queue(index, QueueLimits::default()) {
+            tracing::warn!(index, %error, "cannot set the queue's limits");
+        }
+    });
 }
 
 /// Runs what waits for the kernel away from the threads that serve disks.

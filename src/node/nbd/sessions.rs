@@ -4,16 +4,17 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdStream;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::nbd::kernel::{KernelError, KernelNbd, SocketPair, Sysfs, sockets};
 use crate::nbd::transmission::{ByteBudget, Ended, Limits, Session, Stop, transmit};
-use crate::node::transport::{Export, TransportError};
+use crate::node::transport::{Export, Parked, TransportError};
 use crate::volume::Volume;
 
 /// Payload bytes of one volume's requests under way.
@@ -43,6 +44,25 @@ struct Shared {
     stop: watch::Sender<Stop>,
     /// Sessions that run.
     running: watch::Sender<usize>,
+    /// Those of them that are parked.
+    parked: watch::Sender<usize>,
+    /// What they left for another process; dead connections leave nothing.
+    lot: Mutex<Vec<Parked>>,
+}
+
+/// A connection and what was read from it and not taken.
+struct Alive {
+    stream: UnixStream,
+    unread: Bytes,
+}
+
+fn alive(stream: StdStream, unread: Bytes) -> Result<Alive, TransportError> {
+    match UnixStream::from_std(stream) {
+        Ok(stream) => Ok(Alive { stream, unread }),
+        Err(error) => Err(TransportError::Failed(format!(
+            "cannot use a socket: {error}"
+        ))),
+    }
 }
 
 /// Counts a session for as long as it lives, aborted or not.
@@ -64,9 +84,36 @@ impl Sessions {
     ) -> Result<Self, TransportError> {
         let streams = streams
             .into_iter()
-            .map(UnixStream::from_std)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| TransportError::Failed(format!("cannot use a socket: {error}")))?;
+            .map(|stream| alive(stream, Bytes::new()).map(Some))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::run(export, kernel, sysfs, streams, OnceLock::new()))
+    }
+
+    /// Serves it on a device of an earlier daemon: on the connections that
+    /// one parked; the others are dead, and each is replaced as soon as the
+    /// kernel has noticed.
+    pub fn resume(
+        export: &Export,
+        kernel: KernelNbd,
+        sysfs: Sysfs,
+        index: u32,
+        parked: Vec<Parked>,
+    ) -> Result<Self, TransportError> {
+        let mut streams = parked
+            .into_iter()
+            .map(|parked| alive(parked.socket.into(), parked.unread).map(Some))
+            .collect::<Result<Vec<_>, _>>()?;
+        streams.resize_with(export.connections.into(), || None);
+        Ok(Self::run(export, kernel, sysfs, streams, index.into()))
+    }
+
+    fn run(
+        export: &Export,
+        kernel: KernelNbd,
+        sysfs: Sysfs,
+        streams: Vec<Option<Alive>>,
+        index: OnceLock<u32>,
+    ) -> Self {
         let limits = Limits {
             budget: ByteBudget::new(BUDGET),
             ..Limits::default()
@@ -78,10 +125,12 @@ impl Sessions {
             backend: export.id.clone(),
             name: export.name.clone(),
             limits,
-            index: OnceLock::new(),
+            index,
             leaving: watch::Sender::new(false),
             stop: watch::Sender::new(Stop::Run),
             running: watch::Sender::new(streams.len()),
+            parked: watch::Sender::new(0),
+            lot: Mutex::default(),
         });
         let tasks = streams
             .into_iter()
@@ -90,7 +139,7 @@ impl Sessions {
                 tokio::spawn(serve(running, stream)).abort_handle()
             })
             .collect();
-        Ok(Self { shared, tasks })
+        Self { shared, tasks }
     }
 
     /// The kernel picked this index: from now on connections are replaced.
@@ -120,6 +169,30 @@ impl Sessions {
         }
     }
 
+    /// Takes no further request, waits until those taken are answered, and
+    /// hands out copies of the connections.
+    pub async fn park(&self) -> Vec<Parked> {
+        self.shared.lot().clear();
+        self.shared.stop.send_replace(Stop::Pause);
+        let (mut running, mut parked) = (
+            self.shared.running.subscribe(),
+            self.shared.parked.subscribe(),
+        );
+        // The senders live in what we hold.
+        while *parked.borrow_and_update() < *running.borrow_and_update() {
+            tokio::select! {
+                _ = running.changed() => {}
+                _ = parked.changed() => {}
+            }
+        }
+        std::mem::take(&mut *self.shared.lot())
+    }
+
+    /// Takes requests again.
+    pub fn go_on(&self) {
+        self.shared.stop.send_replace(Stop::Run);
+    }
+
     /// Waits until no session runs.
     pub async fn ended(&self) {
         let mut running = self.shared.running.subscribe();
@@ -128,42 +201,96 @@ impl Sessions {
     }
 }
 
-async fn serve(running: Running, mut stream: UnixStream) {
+async fn serve(running: Running, mut connection: Option<Alive>) {
     let shared = &running.0;
     loop {
-        let session = Session::kernel(shared.limits.clone());
+        let Some(Alive { stream, unread }) = connection.take() else {
+            let mut stop = shared.stop.subscribe();
+            let paused = tokio::select! {
+                replaced = shared.replace_or_leave() => {
+                    connection = replaced.map(|stream| Alive { stream, unread: Bytes::new() });
+                    if connection.is_none() {
+                        return;
+                    }
+                    false
+                }
+                // The sender lives in what we hold.
+                _ = stop.wait_for(|stop| *stop == Stop::Pause) => true,
+            };
+            if paused {
+                shared.stay_parked(None).await;
+            }
+            continue;
+        };
+        let session = Session {
+            unread,
+            ..Session::kernel(shared.limits.clone())
+        };
         let stop = shared.stop.subscribe();
         match transmit(stream, shared.volume.clone(), session, stop).await {
-            Ok(Ended::Disconnected | Ended::Closed | Ended::Paused { .. }) => return,
+            Ok(Ended::Disconnected | Ended::Closed) => return,
+            Ok(Ended::Paused { stream, unread }) => {
+                let alive = Alive { stream, unread };
+                shared.stay_parked(Some(&alive)).await;
+                connection = Some(alive);
+            }
             Ok(Ended::Vanished) => {
                 tracing::warn!(name = shared.name, "the kernel gave up a connection");
             }
             Err(error) => tracing::warn!(name = shared.name, %error, "a connection broke"),
         }
-        let mut leaving = shared.leaving.subscribe();
-        let replaced = tokio::select! {
-            replaced = shared.replace() => replaced,
-            // The sender lives in what we hold.
-            _ = leaving.wait_for(|leaving| *leaving) => None,
-        };
-        match replaced {
-            Some(next) => stream = next,
-            None => return,
-        }
     }
 }
 
 impl Shared {
+    fn lot(&self) -> MutexGuard<'_, Vec<Parked>> {
+        // Nothing that holds it can leave it half changed.
+        self.lot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves a copy of the connection in the lot and waits to go on.
+    async fn stay_parked(&self, connection: Option<&Alive>) {
+        let mut stop = self.stop.subscribe();
+        if *stop.borrow_and_update() != Stop::Pause {
+            return;
+        }
+        if let Some(Alive { stream, unread }) = connection {
+            match stream.as_fd().try_clone_to_owned() {
+                Ok(socket) => self.lot().push(Parked {
+                    socket,
+                    unread: unread.clone(),
+                }),
+                Err(error) => {
+                    tracing::error!(name = self.name, %error, "cannot hand a connection over");
+                }
+            }
+        }
+        self.parked.send_modify(|count| *count += 1);
+        // The sender is ours.
+        drop(stop.wait_for(|stop| *stop != Stop::Pause).await);
+        self.parked.send_modify(|count| *count -= 1);
+    }
+
+    /// As [`Shared::replace`], until the device is taken apart.
+    async fn replace_or_leave(&self) -> Option<UnixStream> {
+        let mut leaving = self.leaving.subscribe();
+        tokio::select! {
+            replaced = self.replace() => replaced,
+            // The sender lives in what we hold.
+            _ = leaving.wait_for(|leaving| *leaving) => None,
+        }
+    }
+
     /// A new connection to our device in place of a dead one; none when the
     /// device is ours no more.
     async fn replace(&self) -> Option<UnixStream> {
         let index = *self.index.get()?;
-        let mut pause = FIRST_PAUSE;
+        let mut pause = Duration::ZERO;
         loop {
-            // The kernel marks a connection dead only when it next uses it,
-            // and drops a new one without a word as long as none is.
+            // It takes the kernel a moment to mark a connection dead, and as
+            // long as none is, it drops a new one without a word.
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
             match self.reconfigure(index).await {
                 Ok(Some(stream)) => {
                     tracing::info!(name = self.name, index, "connection replaced");

@@ -363,25 +363,8 @@ impl<S: PageStore> Volume<S> {
         // What is merged here is written back: no late write may get in between.
         let owed = self.io.standing.nothing_owed().await;
         owed.map_err(|fenced| self.io.fenced(&fenced))?;
-        while stages {
-            let id = cache.with(move |core| core.register(page)).await;
-            let watching = Watching { cache, id };
-            let new = patched(&self.read_cached(cache, page).await?);
-            let stage =
-                move |core: &mut Core| core.undisturbed(id).then(|| core.stage(page.start, &new));
-            let staged = cache.with(stage).await;
-            drop(watching);
-            match staged {
-                None => {}
-                // No room, and no waiting for it with a lock held.
-                Some(staged) if staged.bytes == 0 => break,
-                Some(staged) => {
-                    if staged.wake {
-                        cache.work.notify_one();
-                    }
-                    return Ok(());
-                }
-            }
+        if stages && self.patch_staged(cache, page, &patched).await? {
+            return Ok(());
         }
         // What is staged from here on counts as later, and wins.
         let changing = Changing::begin(cache, page).await;
@@ -390,6 +373,32 @@ impl<S: PageStore> Volume<S> {
         self.written(cache, page.start, &new).await?;
         changing.done();
         Ok(())
+    }
+
+    /// Stages a patched page; false when there is no room, and no waiting for
+    /// it with a lock held.
+    async fn patch_staged(
+        &self,
+        cache: &Arc<Cache>,
+        page: Range,
+        patched: impl Fn(&ReadData) -> Bytes,
+    ) -> Result<bool, DeviceError> {
+        loop {
+            let id = cache.with(move |core| core.register(page)).await;
+            let watching = Watching { cache, id };
+            let new = patched(&self.read_cached(cache, page).await?);
+            let stage =
+                move |core: &mut Core| core.undisturbed(id).then(|| core.stage(page.start, &new));
+            let staged = cache.with(stage).await;
+            drop(watching);
+            let Some(staged) = staged else {
+                continue;
+            };
+            if staged.wake {
+                cache.work.notify_one();
+            }
+            return Ok(staged.bytes > 0);
+        }
     }
 
     /// Makes any range read as zeroes.

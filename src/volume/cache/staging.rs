@@ -413,7 +413,7 @@ mod tests {
         for survives in [false, true] {
             let mut staging = Staging::create(&path, true, header(), Some(survives)).unwrap();
             let stretch = |slot, at, bytes| Stretch { slot, at, bytes };
-            let data: Vec<u8> = (0..8192u32).map(|n| (n / 32) as u8).collect();
+            let data: Vec<u8> = (0..=255u8).flat_map(|n| [n; 32]).collect();
             staging
                 .write(
                     &[

@@ -1,0 +1,135 @@
+//! One attachment in the registry's table: what it is, which phase it is in,
+//! what it consists of.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::api::{AttachRequest, Attachment, CONNECTIONS, Detached, Stage, State};
+use super::error::NodeError;
+use super::transport::Device;
+use crate::blob::LeaseId;
+use crate::volume::Volume;
+
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub id: String,
+    pub request: Arc<AttachRequest>,
+    pub since: Timestamp,
+    pub phase: Phase,
+}
+
+#[derive(Clone)]
+pub(super) enum Phase {
+    Attaching {
+        stage: watch::Receiver<Stage>,
+        cancel: Arc<AtomicBool>,
+    },
+    Recovering(Recovering),
+    Attached(Arc<Parts>),
+    Detaching(Detaching),
+    Failed(Arc<Parts>, String),
+    Stale(Arc<Parts>, String),
+}
+
+#[derive(Clone)]
+pub(super) struct Recovering {
+    pub parts: Arc<Parts>,
+    /// What it is doing or waiting for.
+    pub doing: watch::Receiver<String>,
+    /// Raised to give up: what waits ends as stale.
+    pub cancel: watch::Sender<bool>,
+}
+
+#[derive(Clone)]
+pub(super) struct Detaching {
+    pub parts: Arc<Parts>,
+    /// Raised by a forced detach, also of one that is under way.
+    pub force: watch::Sender<bool>,
+    pub outcome: watch::Receiver<Option<Result<Detached, NodeError>>>,
+}
+
+/// What an attachment consists of, as far as it exists: what a detach takes
+/// apart.
+#[derive(Clone, Default)]
+pub(super) struct Parts {
+    /// The open volume, which holds the lease.
+    pub volume: Option<Arc<Volume>>,
+    /// Without a volume: a lease that an earlier daemon left.
+    pub lease: Option<LeaseId>,
+    /// The device.
+    pub device: Option<Arc<dyn Device>>,
+    /// Where the device is or was, for the link and for people.
+    pub device_path: Option<PathBuf>,
+    /// The link to it.
+    pub link: Option<PathBuf>,
+}
+
+impl Entry {
+    /// The entry as the API shows it.
+    pub fn view(&self) -> Attachment {
+        let none = Arc::new(Parts::default());
+        let (state, parts, reason) = match &self.phase {
+            Phase::Attaching { stage, cancel } => {
+                let mut doing = stage.borrow().to_string();
+                if cancel.load(Ordering::SeqCst) {
+                    doing.push_str("; cancelled");
+                }
+                (State::Attaching, &none, Some(doing))
+            }
+            Phase::Recovering(recovering) => {
+                let doing = recovering.doing.borrow().clone();
+                (State::Recovering, &recovering.parts, Some(doing))
+            }
+            Phase::Attached(parts) => (State::Attached, parts, None),
+            Phase::Detaching(detaching) => (State::Detaching, &detaching.parts, None),
+            Phase::Failed(parts, reason) => (State::Failed, parts, Some(reason.clone())),
+            Phase::Stale(parts, reason) => (State::Stale, parts, Some(reason.clone())),
+        };
+        let status = parts.volume.as_ref().map(|v| v.status());
+        let request = &self.request;
+        let linked = matches!(state, State::Attached | State::Recovering | State::Stale);
+        Attachment {
+            id: self.id.clone(),
+            name: request.name.clone(),
+            state,
+            reason,
+            account: request.account.name.clone(),
+            endpoint: request.account.endpoint.clone(),
+            container: request.container.clone(),
+            blob: request.blob.clone(),
+            size: status.as_ref().map(|s| s.size),
+            layout: status.as_ref().map(|s| s.layout),
+            read_only: request.read_only,
+            caching: request.policy.caching,
+            connections: request.connections.unwrap_or(CONNECTIONS),
+            device: parts.device_path.clone(),
+            link: parts.link.clone().filter(|_| linked),
+            since: self.since,
+            fenced: status.as_ref().and_then(|s| s.fenced.clone()),
+            completed: status.as_ref().map_or(0, |s| s.completed),
+            store_requests: status.as_ref().map_or(0, |s| s.store_requests),
+            in_flight: status.as_ref().map_or(0, |s| s.in_flight),
+        }
+    }
+
+    /// Is it an attachment of the volume that `request` asks for?
+    pub fn is_of_volume(&self, request: &AttachRequest) -> bool {
+        let mine = &self.request;
+        (&mine.account.name, &mine.container, &mine.blob)
+            == (&request.account.name, &request.container, &request.blob)
+            && mine.account.endpoint.trim_end_matches('/')
+                == request.account.endpoint.trim_end_matches('/')
+    }
+
+    /// Was it attached with the options of `request`?
+    pub fn has_options_of(&self, request: &AttachRequest) -> bool {
+        let mine = &self.request;
+        mine.read_only == request.read_only
+            && mine.policy == request.policy
+            && mine.connections.unwrap_or(CONNECTIONS) == request.connections.unwrap_or(CONNECTIONS)
+    }
+}

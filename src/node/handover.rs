@@ -1,0 +1,403 @@
+//! A running daemon hands its devices to a new one, over a socket in the run
+//! directory.
+//!
+//! | step | the old one | the new one |
+//! |---|---|---|
+//! | 1 | | connects and says `Hello` |
+//! | 2 | refuses attaches and detaches; parks each device: requests taken are answered, no more are read | |
+//! | 3 | sends each attachment's id, sockets and unread bytes; `End` | |
+//! | 4 | | opens each volume again under its lease, which raises the fence; `Ready` |
+//! | 5 | `Go`, and ends at once, releasing nothing | |
+//! | 6 | | claims the run directory, goes on where the old one stopped |
+//!
+//! Until it has sent `Go` the old one can go on by itself, and does when the
+//! new one fails, dies or dawdles. After it, the old one does nothing more.
+//! The new one serves only after `Go`: should the old one die before that,
+//! nobody knows how far it had read, and the new one treats it as a crash. So
+//! at no time do two read from one socket. What cannot be parked in time,
+//! because the store does not answer, is not sent and taken up as after a
+//! crash, once the old one has ended.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
+    connect, listen, recvmsg, sendmsg, socket_with, sockopt,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use super::entry::{Entry, Phase};
+use super::policy::Staging;
+use super::record::Record;
+use super::recover::{Inherited, open_again};
+use super::registry::Registry;
+use super::transport::Parked;
+use crate::volume::{Caching, Volume};
+
+/// The socket's name within the run directory.
+const SOCKET: &str = "handover.sock";
+/// The format of the messages.
+const FORMAT: u32 = 1;
+/// How long a device may take to answer what it has taken.
+const PARK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long either side waits for the other. The devices wait too.
+const PEER_PATIENCE: Duration = Duration::from_secs(10);
+/// Most bytes of a message; each is a datagram.
+const MAX_MESSAGE: usize = 4096;
+/// Most descriptors of a message: the kernel takes 253.
+const MAX_FDS: usize = 64;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Message {
+    Hello {
+        format: u32,
+    },
+    /// With one descriptor for each socket and a last one, a file with all
+    /// their unread bytes; `unread` says how many are whose.
+    Attachment {
+        id: String,
+        unread: Vec<u64>,
+    },
+    End,
+    Ready,
+    Go,
+    Refused {
+        reason: String,
+    },
+}
+
+/// A connection between the two.
+struct Peer(OwnedFd);
+
+impl Peer {
+    fn new(socket: OwnedFd) -> io::Result<Self> {
+        for timeout in [sockopt::Timeout::Recv, sockopt::Timeout::Send] {
+            sockopt::set_socket_timeout(&socket, timeout, Some(PEER_PATIENCE))?;
+        }
+        Ok(Self(socket))
+    }
+
+    fn send(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let text = serde_json::to_vec(message)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(io::Error::other("too many connections for one message"));
+        }
+        sendmsg(
+            &self.0,
+            &[IoSlice::new(&text)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(())
+    }
+
+    /// The next message; `UnexpectedEof` when the peer is gone.
+    fn receive(&self) -> io::Result<(Message, Vec<OwnedFd>)> {
+        let mut text = [0; MAX_MESSAGE];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let received = rustix::io::retry_on_intr(|| {
+            recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut text)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        })?;
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        if received.bytes == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((serde_json::from_slice(&text[..received.bytes])?, fds))
+    }
+
+    fn send_attachment(&self, id: &str, parked: &[Parked]) -> io::Result<()> {
+        let mut unread = File::from(memfd_create("unread", MemfdFlags::CLOEXEC)?);
+        for connection in parked {
+            unread.write_all(&connection.unread)?;
+        }
+        let message = Message::Attachment {
+            id: id.to_owned(),
+            unread: parked.iter().map(|p| p.unread.len() as u64).collect(),
+        };
+        let mut fds: Vec<_> = parked.iter().map(|p| p.socket.as_fd()).collect();
+        fds.push(unread.as_fd());
+        self.send(&message, &fds)
+    }
+}
+
+fn parked(unread: &[u64], mut fds: Vec<OwnedFd>) -> io::Result<Vec<Parked>> {
+    let wrong = || io::Error::other("descriptors do not fit the message");
+    let mut file = File::from(fds.pop().ok_or_else(wrong)?);
+    file.seek(SeekFrom::Start(0))?;
+    if fds.len() != unread.len() {
+        return Err(wrong());
+    }
+    let mut connections = Vec::new();
+    for (socket, length) in fds.into_iter().zip(unread) {
+        let mut bytes = Vec::new();
+        Read::by_ref(&mut file)
+            .take(*length)
+            .read_to_end(&mut bytes)?;
+        if bytes.len() as u64 != *length {
+            return Err(wrong());
+        }
+        connections.push(Parked {
+            socket,
+            unread: Bytes::from(bytes),
+        });
+    }
+    Ok(connections)
+}
+
+// The old daemon's side.
+
+/// Listens for a new daemon, in a thread of its own. The receiver hears when
+/// everything was handed over: this process has to end then, without touching
+/// anything.
+pub(super) fn offer(run_dir: &Path, registry: Registry) -> io::Result<oneshot::Receiver<()>> {
+    let path = run_dir.join(SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The directory is 0700: whoever comes may do this.
+    let listener = new_socket()?;
+    bind(&listener, &SocketAddrUnix::new(&path)?)?;
+    listen(&listener, 1)?;
+    let (gone, handed_over) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("dysk-handover".into())
+        .spawn(move || {
+            loop {
+                let done = accept_with(&listener, SocketFlags::CLOEXEC)
+                    .map_err(io::Error::from)
+                    .and_then(Peer::new)
+                    .and_then(|peer| hand_over(&peer, &registry, &runtime));
+                match done {
+                    // Without a receiver the daemon is ending already.
+                    Ok(()) => return gone.send(()).unwrap_or_default(),
+                    Err(error) => {
+                        tracing::error!(%error, "not handed over: going on");
+                        registry.set_handing_over(false);
+                    }
+                }
+            }
+        })?;
+    Ok(handed_over)
+}
+
+fn hand_over(peer: &Peer, registry: &Registry, runtime: &tokio::runtime::Handle) -> io::Result<()> {
+    match peer.receive()?.0 {
+        Message::Hello { format: FORMAT } => {}
+        other => {
+            let reason = format!("{other:?} is not understood by this dyskd");
+            peer.send(
+                &Message::Refused {
+                    reason: reason.clone(),
+                },
+                &[],
+            )?;
+            return Err(io::Error::other(reason));
+        }
+    }
+    tracing::info!("handing over to a new dyskd");
+    registry.set_handing_over(true);
+    let entries = registry.entries();
+    let devices: Vec<_> = entries.iter().filter_map(served).collect();
+    let done = runtime.block_on(park_all(&entries)).and_then(|parked| {
+        for (id, connections) in &parked {
+            peer.send_attachment(id, connections)?;
+        }
+        peer.send(&Message::End, &[])?;
+        match peer.receive()?.0 {
+            Message::Ready => peer.send(&Message::Go, &[]),
+            other => Err(io::Error::other(format!("the new dyskd said {other:?}"))),
+        }
+    });
+    if done.is_err() {
+        for (_, device, _) in devices {
+            device.go_on();
+        }
+        return done;
+    }
+    for (_, _, volume) in devices {
+        // Its end would release the lease, which is the new one's by now.
+        std::mem::forget(volume);
+    }
+    tracing::info!("handed over");
+    Ok(())
+}
+
+type Served = (String, Arc<dyn super::transport::Device>, Arc<Volume>);
+
+fn served(entry: &Entry) -> Option<Served> {
+    let Phase::Attached(parts) = &entry.phase else {
+        return None;
+    };
+    Some((
+        entry.id.clone(),
+        parts.device.clone()?,
+        parts.volume.clone()?,
+    ))
+}
+
+/// Parks every device. Refused while anything is on its way in or out.
+async fn park_all(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
+    if let Some(busy) = entries.iter().find(|e| {
+        matches!(
+            e.phase,
+            Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)
+        )
+    }) {
+        let name = &busy.request.name;
+        return Err(io::Error::other(format!("{name} is on its way: try again")));
+    }
+    // Its staging file has one owner at a time, and unlike a socket it cannot
+    // be given back when the new daemon fails.
+    if let Some(cached) = entries
+        .iter()
+        .find(|e| e.request.policy.caching != Caching::None)
+    {
+        let name = &cached.request.name;
+        return Err(io::Error::other(format!(
+            "{name} is cached and cannot be handed over: stop the running dyskd and start the new one, i/o waits meanwhile"
+        )));
+    }
+    let mut parking = JoinSet::new();
+    for (id, device, volume) in entries.iter().filter_map(served) {
+        parking.spawn(async move {
+            let park = async {
+                let parked = device.park().await;
+                // What connections that broke left behind must end as well.
+                volume.idle().await;
+                parked
+            };
+            (id, tokio::time::timeout(PARK_PATIENCE, park).await.ok())
+        });
+    }
+    let mut all = Vec::new();
+    while let Some(parked) = parking.join_next().await {
+        match parked.map_err(io::Error::other)? {
+            (id, Some(parked)) => all.push((id, parked)),
+            (id, None) => tracing::warn!(id, "the store does not answer: left to recovery"),
+        }
+    }
+    Ok(all)
+}
+
+// The new daemon's side.
+
+/// Takes over from the daemon that runs in `run_dir`, if one does; what it
+/// served, by attachment id. Ends when that one is about to end.
+///
+/// # Errors
+/// The other one goes on as if nothing had happened.
+pub(super) async fn take_over(
+    run_dir: PathBuf,
+    records: Vec<Record>,
+    staging: &Staging,
+) -> io::Result<HashMap<String, Inherited>> {
+    let (peer, parked) = on_thread(move || request(&run_dir)).await?;
+    let Some(peer) = peer else {
+        return Ok(HashMap::new());
+    };
+    let mut opening = JoinSet::new();
+    for (id, parked) in parked {
+        let record = records.iter().find(|record| record.id == id).cloned();
+        let record = record.ok_or_else(|| io::Error::other(format!("{id} has no record")))?;
+        let staging = staging.clone();
+        opening.spawn(async move { (id, parked, open_again(&record, &staging).await) });
+    }
+    let mut inherited = HashMap::new();
+    let mut failure = None;
+    while let Some(opened) = opening.join_next().await {
+        match opened.map_err(io::Error::other)? {
+            (id, parked, Ok(volume)) => drop(inherited.insert(id, Inherited { volume, parked })),
+            (_, _, Err(error)) => failure = Some(io::Error::other(error.to_string())),
+        }
+    }
+    let agreed = match failure {
+        Some(error) => Err(error),
+        None => on_thread(move || agree(&peer)).await,
+    };
+    match agreed {
+        Ok(()) => Ok(inherited),
+        Err(error) => {
+            for (_, inherited) in inherited {
+                // The lease is the other one's, or its successor's.
+                std::mem::forget(inherited.volume);
+            }
+            Err(error)
+        }
+    }
+}
+
+type Offer = (Option<Peer>, Vec<(String, Vec<Parked>)>);
+
+fn request(run_dir: &Path) -> io::Result<Offer> {
+    let socket = new_socket()?;
+    match connect(&socket, &SocketAddrUnix::new(run_dir.join(SOCKET))?) {
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => {
+            return Ok((None, Vec::new()));
+        }
+        result => result?,
+    }
+    let peer = Peer::new(socket)?;
+    peer.send(&Message::Hello { format: FORMAT }, &[])?;
+    let mut attachments = Vec::new();
+    loop {
+        match peer.receive()? {
+            (Message::Attachment { id, unread }, fds) => {
+                attachments.push((id, parked(&unread, fds)?));
+            }
+            (Message::End, _) => return Ok((Some(peer), attachments)),
+            (other, _) => return Err(io::Error::other(format!("it said {other:?}"))),
+        }
+    }
+}
+
+fn agree(peer: &Peer) -> io::Result<()> {
+    peer.send(&Message::Ready, &[])?;
+    match peer.receive()?.0 {
+        Message::Go => Ok(()),
+        other => Err(io::Error::other(format!("it said {other:?}"))),
+    }
+}
+
+fn new_socket() -> io::Result<OwnedFd> {
+    let kind = SocketType::SEQPACKET;
+    Ok(socket_with(
+        AddressFamily::UNIX,
+        kind,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    super::detach::blocking(work).await
+}
