@@ -4,7 +4,7 @@
 //! by the seeded generator; keepers and executions in the store run as tasks
 //! beside it. Nothing else decides: the same plan gives the same history.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,68 +12,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
-use dysk::blob::vhd::{self, Layout};
-use dysk::blob::{LeaseId, StorageError};
-use dysk::device::{BlockDevice, DeviceError};
-use dysk::volume::{OpenError, OpenOptions, Volume};
+use dysk::blob::StorageError;
+use dysk::device::DeviceError;
+use dysk::volume::OpenError;
 use rand::RngExt;
 use rand::rngs::SmallRng;
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::sleep_until;
 
 use crate::blob::Blob;
-use crate::check::{self, Event, changes};
-use crate::fate::{Actor, AttemptKey, generator};
-use crate::plan::{Action, CELL, Cells, GiveUp, Io, NODES, Opening, Plan, Profile, Step};
-use crate::store::{Sabotage, SharedWorld, SimStore, World, lock};
+use crate::check::Event;
+use crate::ending::footer;
+use crate::fate::generator;
+use crate::outcome::{Outcome, Tally};
+use crate::plan::{Action, GiveUp, NODES, Opening, Plan, Profile, Step};
+use crate::session::{Held, Session, close_all, lease_text, open, request};
+use crate::store::SimStore;
+use crate::world::{Sabotage, SharedWorld, World, lock};
 
 /// After the store has healed and every node goes on, all that was begun ends
 /// within this time, waiting for other nodes' leases included.
-const SETTLES_WITHIN: Duration = Duration::from_secs(300);
+pub const SETTLES_WITHIN: Duration = Duration::from_secs(300);
+pub const LEASE: Duration = Duration::from_secs(60);
 /// Requests that a host has under way at once: more would make no history
 /// stranger, and judging it slow.
 const QUEUE_DEPTH: usize = 8;
-/// A folder in which no volume left anything.
-const STAGING: &str = "/nonexistent";
-const LEASE: Duration = Duration::from_secs(60);
-
-type SimVolume = Arc<Volume<SimStore>>;
-
-/// What came of a history.
-#[derive(Debug)]
-pub struct Outcome {
-    /// What is wrong, if anything.
-    pub failure: Option<String>,
-    pub events: Vec<(Duration, Event)>,
-    pub trace: Vec<String>,
-    /// Attempts that met with trouble.
-    pub troubled: BTreeSet<AttemptKey>,
-    pub tally: Tally,
-}
-
-/// What happened in histories, to see that they are worth something.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
-    pub requests: u64,
-    pub unsettled: u64,
-    pub openings: u64,
-    pub fenced: u64,
-    pub troubled: u64,
-    pub late: u64,
-}
-
-impl Tally {
-    pub fn add(&mut self, other: Self) {
-        self.requests += other.requests;
-        self.unsettled += other.unsettled;
-        self.openings += other.openings;
-        self.fenced += other.fenced;
-        self.troubled += other.troubled;
-        self.late += other.late;
-    }
-}
 
 /// Carries out `plan`, keeping a trace if wanted.
 pub fn run(plan: &Plan, sabotage: Option<Sabotage>, traced: bool) -> Outcome {
@@ -107,10 +70,6 @@ pub fn run(plan: &Plan, sabotage: Option<Sabotage>, traced: bool) -> Outcome {
     }))
 }
 
-fn footer(plan: &Plan) -> [u8; vhd::FOOTER] {
-    vhd::footer(u64::from(plan.pages) * 512, 7, [3; 16])
-}
-
 pub fn blob(plan: &Plan) -> Blob {
     let mut data = vec![0; plan.pages as usize * 512];
     if plan.vhd {
@@ -119,28 +78,8 @@ pub fn blob(plan: &Plan) -> Blob {
     Blob::new(data, plan.lease_first)
 }
 
-/// A volume that is open on a node: usually one, or twins.
-#[derive(Clone)]
-struct Session {
-    /// The step that opened it.
-    id: u32,
-    held: Held,
-    volumes: Vec<SimVolume>,
-    io_deadline: bool,
-    ending: Arc<AtomicBool>,
-}
-
-/// The lease that a session holds.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    /// The step that acquired it.
-    lease: u32,
-    /// How many daemons held it before.
-    daemons: u32,
-}
-
 #[derive(Default)]
-enum Node {
+pub enum Node {
     #[default]
     Empty,
     Opening,
@@ -178,18 +117,18 @@ impl Wake for Awake {
     }
 }
 
-struct Driver<'a> {
-    world: SharedWorld,
-    plan: &'a Plan,
+pub struct Driver<'a> {
+    pub world: SharedWorld,
+    pub plan: &'a Plan,
     choice: SmallRng,
     woken: Arc<Notify>,
-    nodes: [Node; NODES],
+    pub nodes: [Node; NODES],
     tasks: Vec<Task>,
     /// The openings of each node, dead or alive.
     openings: Vec<(usize, u32)>,
     /// What each opening holds, or tried to.
-    held: BTreeMap<u32, Held>,
-    events: Vec<(Duration, Event)>,
+    pub held: BTreeMap<u32, Held>,
+    pub events: Vec<(Duration, Event)>,
     tally: Tally,
 }
 
@@ -209,11 +148,11 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn now(&self) -> Duration {
+    pub fn now(&self) -> Duration {
         lock(&self.world).now()
     }
 
-    fn record(&mut self, event: Event) {
+    pub fn record(&mut self, event: Event) {
         let now = self.now();
         lock(&self.world).note(format_args!("{event:?}"));
         self.events.push((now, event));
@@ -264,7 +203,7 @@ impl<'a> Driver<'a> {
         self.judge().await
     }
 
-    fn thaws(&self) -> impl Iterator<Item = Duration> + use<> {
+    pub fn thaws(&self) -> impl Iterator<Item = Duration> + use<> {
         lock(&self.world).frozen_until.into_iter()
     }
 
@@ -543,7 +482,7 @@ impl<'a> Driver<'a> {
 
     /// A volume that closed well does not hold the lease any more, unless a
     /// late acquire brought it back.
-    fn given_back(&self, session: &Session) -> Result<(), String> {
+    pub fn given_back(&self, session: &Session) -> Result<(), String> {
         let world = lock(&self.world);
         match world.blob.holder(world.now()) {
             Some((id, false)) if id == lease_text(session.held.lease) && !self.plan.twins => Err(
@@ -552,262 +491,4 @@ impl<'a> Driver<'a> {
             _ => Ok(()),
         }
     }
-
-    /// Ends everything on a store that is well, and looks at what is left.
-    async fn judge(&mut self) -> Result<(), String> {
-        let well = self
-            .thaws()
-            .max()
-            .unwrap_or_default()
-            .max(self.plan.heal_at);
-        let well = lock(&self.world).instant(well);
-        sleep_until(well).await;
-        for node in 0..NODES {
-            if let Node::Open(session) = std::mem::take(&mut self.nodes[node]) {
-                match timeout(SETTLES_WITHIN, close_all(&session.volumes)).await {
-                    Ok(Ok(())) => self.given_back(&session)?,
-                    Ok(Err(error)) => return Err(format!("not closed on a well store: {error}")),
-                    Err(_) => return Err(format!("the volume of #{} does not close", session.id)),
-                }
-            }
-        }
-        let began = Instant::now();
-        while lock(&self.world).under_way > 0 {
-            if began.elapsed() > SETTLES_WITHIN {
-                return Err("the store is never at rest".into());
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-        // Releases in the background have had their time.
-        sleep(LEASE / 2).await;
-        self.no_lease_leaks()?;
-        sleep(LEASE).await;
-        if let Some((id, _)) = {
-            let world = lock(&self.world);
-            world
-                .blob
-                .holder(world.now())
-                .map(|(id, late)| (id.to_owned(), late))
-        } {
-            return Err(format!("somebody still renews the lease of #{id}"));
-        }
-        self.read_all(u32::MAX - 1, "the store").await?;
-        self.open_again().await?;
-        self.check()
-    }
-
-    fn no_lease_leaks(&self) -> Result<(), String> {
-        let world = lock(&self.world);
-        let Some((id, false)) = world.blob.holder(world.now()) else {
-            return Ok(());
-        };
-        let id: u32 = id.parse().expect("a step's number");
-        let hindered = world.dead.contains(&id)
-            || world
-                .troubled
-                .iter()
-                .any(|(actor, _)| *actor == Actor::Keeper(id));
-        if hindered {
-            Ok(())
-        } else {
-            Err(format!("the lease of #{id} is left"))
-        }
-    }
-
-    fn all(&self) -> Cells {
-        Cells {
-            first: 0,
-            count: self.plan.cells(),
-        }
-    }
-
-    /// What lies in the store itself.
-    async fn read_all(&mut self, step: u32, session: &str) -> Result<(), String> {
-        let bytes = {
-            let mut world = lock(&self.world);
-            world.note(format_args!("{session} is read"));
-            world.blob.bytes().to_vec()
-        };
-        tokio::task::yield_now().await;
-        let disk = self.plan.pages as usize * 512;
-        if self.plan.vhd && bytes[disk..] != footer(self.plan) {
-            return Err("the footer is overwritten".into());
-        }
-        let values = values(self.all(), &bytes[..disk]).map_err(|torn| torn.to_string())?;
-        self.record(Event::Invoked {
-            step,
-            session: u32::MAX,
-            io: Io::Read(self.all()),
-        });
-        self.record(Event::Done { step, values });
-        Ok(())
-    }
-
-    /// A fresh client opens, reads what is there, writes, closes.
-    async fn open_again(&mut self) -> Result<(), String> {
-        let id = u32::MAX;
-        let opening = Opening {
-            break_lease: false,
-            wait: Duration::ZERO,
-            attempt_deadline: Duration::from_secs(10),
-            io_deadline: None,
-        };
-        let store = SimStore::judge(&self.world);
-        let held = Held {
-            lease: id,
-            daemons: 0,
-        };
-        self.held.insert(id, held);
-        let session = open(store, id, held, opening, false)
-            .await
-            .map_err(|error| format!("not opened on a well store: {error}"))?;
-        self.record(Event::Opened { session: id });
-        let volume = &session.volumes[0];
-        let layout = if self.plan.vhd {
-            Layout::Vhd
-        } else {
-            Layout::Raw
-        };
-        if volume.status().layout != layout {
-            return Err(format!("the layout is {:?} now", volume.status().layout));
-        }
-        for (step, io) in [
-            (u32::MAX - 2, Io::Read(self.all())),
-            (u32::MAX - 3, Io::Write(self.all(), true)),
-            (u32::MAX - 4, Io::Read(self.all())),
-        ] {
-            self.record(Event::Invoked {
-                step,
-                session: id,
-                io,
-            });
-            let values = request(volume, step, io)
-                .await
-                .map_err(|error| format!("{io} on a well store: {error}"))?;
-            self.record(Event::Done { step, values });
-        }
-        close_all(&session.volumes)
-            .await
-            .map_err(|error| format!("not closed on a well store: {error}"))
-    }
-
-    fn check(&self) -> Result<(), String> {
-        let granted = lock(&self.world).blob.granted.clone();
-        let rank = |held: &Held| {
-            let granted = granted.get(&lease_text(held.lease))?;
-            Some((*granted, held.daemons))
-        };
-        let ranks = self
-            .held
-            .iter()
-            .filter_map(|(id, held)| Some((*id, rank(held)?)));
-        let rank: BTreeMap<u32, (u32, u32)> = ranks.collect();
-        let events: Vec<Event> = self.events.iter().map(|(_, event)| event.clone()).collect();
-        check::check(&events, self.plan.cells(), &rank)
-    }
-}
-
-fn lease_text(opening: u32) -> String {
-    opening.to_string()
-}
-
-async fn open(
-    store: SimStore,
-    id: u32,
-    held: Held,
-    opening: Opening,
-    twins: bool,
-) -> Result<Session, OpenError> {
-    let mut options = OpenOptions::new(LeaseId::from_text(lease_text(held.lease)));
-    options.resume = held.daemons > 0;
-    options.break_lease = opening.break_lease;
-    options.wait = opening.wait;
-    options.attempt_deadline = opening.attempt_deadline;
-    options.io_deadline = opening.io_deadline;
-    options.keeper = Some(Handle::current());
-    // What says that it is memory is not waited for on another thread.
-    options.staging.dir = STAGING.into();
-    options.staging.survives_power_cut = Some(false);
-    let mut volumes = vec![Volume::open(store.clone(), options.clone()).await?];
-    if twins {
-        volumes.push(Volume::open(store, options).await?);
-    }
-    Ok(Session {
-        id,
-        held,
-        volumes,
-        io_deadline: opening.io_deadline.is_some(),
-        ending: Arc::new(AtomicBool::new(false)),
-    })
-}
-
-async fn close_all(volumes: &[SimVolume]) -> Result<(), StorageError> {
-    for volume in volumes {
-        volume.close().await?;
-    }
-    Ok(())
-}
-
-/// Makes the request of step `id` and reads the values of cells off its answer.
-async fn request(volume: &SimVolume, id: u32, io: Io) -> Result<Vec<(u32, u64)>, DeviceError> {
-    let none = Vec::new();
-    match io {
-        Io::Read(cells) => {
-            let len = u32::try_from(cells.len()).expect("a small read");
-            let data = volume.read(cells.offset(), len).await?.to_bytes();
-            Ok(values(cells, &data).unwrap_or_else(|torn| panic!("#{id}: {torn}")))
-        }
-        Io::Write(cells, fua) => {
-            let (_, value) = changes(id, io).expect("a write changes something");
-            let words = usize::try_from(cells.len() / 8).expect("a small write");
-            let data: Bytes = value.to_le_bytes().repeat(words).into();
-            volume.write(cells.offset(), data, fua).await.map(|()| none)
-        }
-        Io::Zero(cells, fua) => {
-            let (offset, len) = (cells.offset(), cells.len());
-            let zeroed = volume.write_zeroes(offset, len, fua, id.is_multiple_of(2));
-            zeroed.await.map(|()| none)
-        }
-        Io::Trim(cells, fua) => {
-            let trimmed = volume.trim(cells.offset(), cells.len(), fua);
-            trimmed.await.map(|()| none)
-        }
-        Io::Flush => volume.flush().await.map(|()| none),
-        Io::Extents(cells) => {
-            let extents = volume.extents(cells.offset(), cells.len()).await?;
-            let mut at = cells.offset();
-            let mut zeroes = none;
-            for extent in extents {
-                if extent.zero {
-                    let first = at.div_ceil(CELL);
-                    let end = (at + extent.len) / CELL;
-                    let cell = |at| u32::try_from(at).expect("a small disk");
-                    zeroes.extend((first..end).map(|at| (cell(at), 0)));
-                }
-                at += extent.len;
-            }
-            Ok(zeroes)
-        }
-    }
-}
-
-/// The value of each cell in `data`.
-fn values(cells: Cells, data: &[u8]) -> Result<Vec<(u32, u64)>, String> {
-    let cell = usize::try_from(CELL).expect("small");
-    if data.len() != cells.count as usize * cell {
-        return Err(format!("{} bytes for {cells}", data.len()));
-    }
-    cells
-        .iter()
-        .zip(data.chunks_exact(cell))
-        .map(|(at, bytes)| {
-            let (words, _) = bytes.as_chunks::<8>();
-            let value = u64::from_le_bytes(words[0]);
-            if words.iter().all(|word| *word == words[0]) {
-                Ok((at, value))
-            } else {
-                Err(format!("cell {at} is torn"))
-            }
-        })
-        .collect()
 }

@@ -5,19 +5,23 @@
 mod blob;
 mod check;
 mod driver;
+mod ending;
 mod fate;
+mod outcome;
 mod plan;
 mod sabotage;
 mod scenarios;
+mod session;
 mod shrink;
 mod store;
+mod world;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use driver::Tally;
+use outcome::Tally;
 use plan::{PROFILES, Plan};
 
 /// Seeds of each profile in the short form.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::check::Event;
 use crate::plan::{Plan, Profile};
 use crate::shrink;
-use crate::store::Sabotage;
+use crate::world::Sabotage;
 
 const WITHIN: u64 = 2000;
 

@@ -14,7 +14,8 @@ use crate::driver;
 use crate::fate::{Rule, Target, Trouble};
 use crate::plan::{Action, Cells, GiveUp, Io, Opening, Plan, Profile};
 use crate::shrink;
-use crate::store::{Sabotage, SimStore, World};
+use crate::store::SimStore;
+use crate::world::{Sabotage, World};
 
 const MS: Duration = Duration::from_millis(1);
 const S: Duration = Duration::from_secs(1);

@@ -3,9 +3,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::driver::{self, Outcome};
+use crate::driver;
+use crate::outcome::Outcome;
 use crate::plan::{Action, GiveUp, Plan};
-use crate::store::Sabotage;
+use crate::world::Sabotage;
 
 /// What is wrong with a plan's history: also what panics. Shows the outcome
 /// to `see`.

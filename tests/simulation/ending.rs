@@ -1,0 +1,175 @@
+//! The end of a history: everything is closed on a store that is well, and
+//! what is left is looked at.
+
+use std::time::Duration;
+
+use dysk::blob::vhd::{self, Layout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::check::{self, Event, Ranks};
+use crate::driver::{Driver, LEASE, Node, SETTLES_WITHIN};
+use crate::fate::Actor;
+use crate::plan::{Cells, Io, NODES, Opening, Plan};
+use crate::session::{Held, close_all, lease_text, open, request, values};
+use crate::store::SimStore;
+use crate::world::lock;
+
+/// The footer of the blob, where the plan has one.
+pub fn footer(plan: &Plan) -> [u8; vhd::FOOTER] {
+    vhd::footer(u64::from(plan.pages) * 512, 7, [3; 16])
+}
+
+impl Driver<'_> {
+    /// Ends everything on a store that is well, and looks at what is left.
+    pub async fn judge(&mut self) -> Result<(), String> {
+        let well = self
+            .thaws()
+            .max()
+            .unwrap_or_default()
+            .max(self.plan.heal_at);
+        let well = lock(&self.world).instant(well);
+        sleep_until(well).await;
+        for node in 0..NODES {
+            if let Node::Open(session) = std::mem::take(&mut self.nodes[node]) {
+                match timeout(SETTLES_WITHIN, close_all(&session.volumes)).await {
+                    Ok(Ok(())) => self.given_back(&session)?,
+                    Ok(Err(error)) => return Err(format!("not closed on a well store: {error}")),
+                    Err(_) => return Err(format!("the volume of #{} does not close", session.id)),
+                }
+            }
+        }
+        let began = Instant::now();
+        while lock(&self.world).under_way > 0 {
+            if began.elapsed() > SETTLES_WITHIN {
+                return Err("the store is never at rest".into());
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        // Releases in the background have had their time.
+        sleep(LEASE / 2).await;
+        self.no_lease_leaks()?;
+        sleep(LEASE).await;
+        if let Some((id, _)) = {
+            let world = lock(&self.world);
+            world
+                .blob
+                .holder(world.now())
+                .map(|(id, late)| (id.to_owned(), late))
+        } {
+            return Err(format!("somebody still renews the lease of #{id}"));
+        }
+        self.read_all(u32::MAX - 1, "the store").await?;
+        self.open_again().await?;
+        self.check()
+    }
+
+    fn no_lease_leaks(&self) -> Result<(), String> {
+        let world = lock(&self.world);
+        let Some((id, false)) = world.blob.holder(world.now()) else {
+            return Ok(());
+        };
+        let id: u32 = id.parse().expect("a step's number");
+        let hindered = world.dead.contains(&id)
+            || world
+                .troubled
+                .iter()
+                .any(|(actor, _)| *actor == Actor::Keeper(id));
+        if hindered {
+            Ok(())
+        } else {
+            Err(format!("the lease of #{id} is left"))
+        }
+    }
+
+    fn all(&self) -> Cells {
+        Cells {
+            first: 0,
+            count: self.plan.cells(),
+        }
+    }
+
+    /// What lies in the store itself.
+    async fn read_all(&mut self, step: u32, session: &str) -> Result<(), String> {
+        let bytes = {
+            let mut world = lock(&self.world);
+            world.note(format_args!("{session} is read"));
+            world.blob.bytes().to_vec()
+        };
+        tokio::task::yield_now().await;
+        let disk = self.plan.pages as usize * 512;
+        if self.plan.vhd && bytes[disk..] != footer(self.plan) {
+            return Err("the footer is overwritten".into());
+        }
+        let values = values(self.all(), &bytes[..disk]).map_err(|torn| torn.to_string())?;
+        self.record(Event::Invoked {
+            step,
+            session: u32::MAX,
+            io: Io::Read(self.all()),
+        });
+        self.record(Event::Done { step, values });
+        Ok(())
+    }
+
+    /// A fresh client opens, reads what is there, writes, closes.
+    async fn open_again(&mut self) -> Result<(), String> {
+        let id = u32::MAX;
+        let opening = Opening {
+            break_lease: false,
+            wait: Duration::ZERO,
+            attempt_deadline: Duration::from_secs(10),
+            io_deadline: None,
+        };
+        let store = SimStore::judge(&self.world);
+        let held = Held {
+            lease: id,
+            daemons: 0,
+        };
+        self.held.insert(id, held);
+        let session = open(store, id, held, opening, false)
+            .await
+            .map_err(|error| format!("not opened on a well store: {error}"))?;
+        self.record(Event::Opened { session: id });
+        let volume = &session.volumes[0];
+        let layout = if self.plan.vhd {
+            Layout::Vhd
+        } else {
+            Layout::Raw
+        };
+        if volume.status().layout != layout {
+            return Err(format!("the layout is {:?} now", volume.status().layout));
+        }
+        for (step, io) in [
+            (u32::MAX - 2, Io::Read(self.all())),
+            (u32::MAX - 3, Io::Write(self.all(), true)),
+            (u32::MAX - 4, Io::Read(self.all())),
+        ] {
+            self.record(Event::Invoked {
+                step,
+                session: id,
+                io,
+            });
+            let values = request(volume, step, io)
+                .await
+                .map_err(|error| format!("{io} on a well store: {error}"))?;
+            self.record(Event::Done { step, values });
+        }
+        close_all(&session.volumes)
+            .await
+            .map_err(|error| format!("not closed on a well store: {error}"))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let granted = lock(&self.world).blob.granted.clone();
+        let rank = |held: &Held| {
+            let granted = granted.get(&lease_text(held.lease))?;
+            Some((*granted, held.daemons))
+        };
+        let ranks = self
+            .held
+            .iter()
+            .filter_map(|(id, held)| Some((*id, rank(held)?)));
+        let rank: Ranks = ranks.collect();
+        let events: Vec<Event> = self.events.iter().map(|(_, event)| event.clone()).collect();
+        check::check(&events, self.plan.cells(), &rank)
+    }
+}

@@ -1,0 +1,41 @@
+//! What came of a history.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::check::Event;
+use crate::fate::AttemptKey;
+
+/// What came of a history.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What is wrong, if anything.
+    pub failure: Option<String>,
+    pub events: Vec<(Duration, Event)>,
+    pub trace: Vec<String>,
+    /// Attempts that met with trouble.
+    pub troubled: BTreeSet<AttemptKey>,
+    pub tally: Tally,
+}
+
+/// What happened in histories, to see that they are worth something.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub requests: u64,
+    pub unsettled: u64,
+    pub openings: u64,
+    pub fenced: u64,
+    pub troubled: u64,
+    pub late: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.unsettled += other.unsettled;
+        self.openings += other.openings;
+        self.fenced += other.fenced;
+        self.troubled += other.troubled;
+        self.late += other.late;
+    }
+}
