@@ -322,7 +322,9 @@ impl<'a> Driver<'a> {
             Action::Crash => self.crash(step.node),
             Action::Freeze(time) => {
                 let mut world = lock(&self.world);
-                world.frozen_until[step.node] = world.now() + time;
+                let until = world.now() + time;
+                let frozen_until = &mut world.frozen_until[step.node];
+                *frozen_until = until.max(*frozen_until);
                 world.note(format_args!("node {} freezes for {time:?}", step.node));
             }
         }
