@@ -50,9 +50,13 @@ enum Touch {
     Opened { session: u32 },
 }
 
-/// Checks `events` of a disk of `cells` cells that began as zeroes; `rank` is
-/// the order in which the sessions were granted the lease.
-pub fn check(events: &[Event], cells: u32, rank: &BTreeMap<u32, u32>) -> Result<(), String> {
+/// In which order sessions were granted the lease, and took it up from a dead
+/// daemon.
+pub type Ranks = BTreeMap<u32, (u32, u32)>;
+
+/// Checks `events` of a disk of `cells` cells that began as zeroes; `rank` tells
+/// which of two sessions is the later.
+pub fn check(events: &[Event], cells: u32, rank: &Ranks) -> Result<(), String> {
     let mut checked: BTreeSet<Vec<Touch>> = BTreeSet::new();
     for (cell, touches) in touches(events, cells).into_iter().enumerate() {
         if checked.contains(&touches) {
@@ -148,7 +152,7 @@ struct Open {
 }
 
 struct Register<'a> {
-    rank: &'a BTreeMap<u32, u32>,
+    rank: &'a Ranks,
     /// The latest holder that has opened.
     opened: Option<u32>,
     bits: BTreeMap<u32, Bits>,
@@ -161,7 +165,7 @@ struct Register<'a> {
 }
 
 impl<'a> Register<'a> {
-    fn new(rank: &'a BTreeMap<u32, u32>) -> Self {
+    fn new(rank: &'a Ranks) -> Self {
         Self {
             rank,
             opened: None,
@@ -391,7 +395,7 @@ mod tests {
     }
 
     fn verdict(parts: &[&[Event]]) -> Result<(), String> {
-        let rank = BTreeMap::from([(0, 0), (50, 1)]);
+        let rank = Ranks::from([(0, (0, 0)), (50, (1, 0))]);
         check(&parts.concat(), CELLS_PER_PAGE, &rank)
     }
 

@@ -124,9 +124,19 @@ pub fn blob(plan: &Plan) -> Blob {
 struct Session {
     /// The step that opened it.
     id: u32,
+    held: Held,
     volumes: Vec<SimVolume>,
     io_deadline: bool,
     ending: Arc<AtomicBool>,
+}
+
+/// The lease that a session holds.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    /// The step that acquired it.
+    lease: u32,
+    /// How many daemons held it before.
+    daemons: u32,
 }
 
 #[derive(Default)]
@@ -177,6 +187,8 @@ struct Driver<'a> {
     tasks: Vec<Task>,
     /// The openings of each node, dead or alive.
     openings: Vec<(usize, u32)>,
+    /// What each opening holds, or tried to.
+    held: BTreeMap<u32, Held>,
     events: Vec<(Duration, Event)>,
     tally: Tally,
 }
@@ -191,6 +203,7 @@ impl<'a> Driver<'a> {
             nodes: Default::default(),
             tasks: Vec::new(),
             openings: Vec::new(),
+            held: BTreeMap::new(),
             events: Vec::new(),
             tally: Tally::default(),
         }
@@ -321,11 +334,21 @@ impl<'a> Driver<'a> {
         match step.action {
             Action::Open(opening, give_up) => {
                 if matches!(self.nodes[step.node], Node::Empty) {
-                    self.nodes[step.node] = Node::Opening;
-                    self.openings.push((step.node, step.id));
-                    let store = SimStore::new(&self.world, step.node, step.id);
-                    let future = open(store, step.id, opening, self.plan.twins);
-                    self.spawn(step, None, give_up, async { Ended::Opened(future.await) });
+                    let held = Held {
+                        lease: step.id,
+                        daemons: 0,
+                    };
+                    self.open(step, held, opening, give_up);
+                }
+            }
+            Action::Restart(opening) => {
+                if let Node::Open(session) = &self.nodes[step.node] {
+                    let held = Held {
+                        daemons: session.held.daemons + 1,
+                        ..session.held
+                    };
+                    self.crash(step.node);
+                    self.open(step, held, opening, GiveUp::Never);
                 }
             }
             Action::Io(io, give_up) => {
@@ -364,6 +387,15 @@ impl<'a> Driver<'a> {
                 world.note(format_args!("node {} freezes for {time:?}", step.node));
             }
         }
+    }
+
+    fn open(&mut self, step: &Step, held: Held, opening: Opening, give_up: GiveUp) {
+        self.nodes[step.node] = Node::Opening;
+        self.openings.push((step.node, step.id));
+        self.held.insert(step.id, held);
+        let store = SimStore::new(&self.world, step.node, step.id);
+        let future = open(store, step.id, held, opening, self.plan.twins);
+        self.spawn(step, None, give_up, async { Ended::Opened(future.await) });
     }
 
     fn close(&mut self, step: &Step, give_up: GiveUp, abandon: bool) {
@@ -475,7 +507,7 @@ impl<'a> Driver<'a> {
                 self.record(Event::Noted { step, what });
                 let session = task.session.as_ref().expect("what is closed was open");
                 if result.is_ok() {
-                    self.given_back(session.id)?;
+                    self.given_back(session)?;
                 }
                 Ok(())
             }
@@ -490,7 +522,7 @@ impl<'a> Driver<'a> {
                 let lost = lock(&self.world)
                     .blob
                     .lost
-                    .contains(&lease_text(session.id));
+                    .contains(&lease_text(session.held.lease));
                 if lost {
                     Ok(())
                 } else {
@@ -511,12 +543,12 @@ impl<'a> Driver<'a> {
 
     /// A volume that closed well does not hold the lease any more, unless a
     /// late acquire brought it back.
-    fn given_back(&self, session: u32) -> Result<(), String> {
+    fn given_back(&self, session: &Session) -> Result<(), String> {
         let world = lock(&self.world);
         match world.blob.holder(world.now()) {
-            Some((id, false)) if id == lease_text(session) && !self.plan.twins => Err(format!(
-                "the volume of #{session} closed and keeps its lease"
-            )),
+            Some((id, false)) if id == lease_text(session.held.lease) && !self.plan.twins => Err(
+                format!("the volume of #{} closed and keeps its lease", session.id),
+            ),
             _ => Ok(()),
         }
     }
@@ -533,7 +565,7 @@ impl<'a> Driver<'a> {
         for node in 0..NODES {
             if let Node::Open(session) = std::mem::take(&mut self.nodes[node]) {
                 match timeout(SETTLES_WITHIN, close_all(&session.volumes)).await {
-                    Ok(Ok(())) => self.given_back(session.id)?,
+                    Ok(Ok(())) => self.given_back(&session)?,
                     Ok(Err(error)) => return Err(format!("not closed on a well store: {error}")),
                     Err(_) => return Err(format!("the volume of #{} does not close", session.id)),
                 }
@@ -621,7 +653,12 @@ impl<'a> Driver<'a> {
             io_deadline: None,
         };
         let store = SimStore::judge(&self.world);
-        let session = open(store, id, opening, false)
+        let held = Held {
+            lease: id,
+            daemons: 0,
+        };
+        self.held.insert(id, held);
+        let session = open(store, id, held, opening, false)
             .await
             .map_err(|error| format!("not opened on a well store: {error}"))?;
         self.record(Event::Opened { session: id });
@@ -656,26 +693,33 @@ impl<'a> Driver<'a> {
 
     fn check(&self) -> Result<(), String> {
         let granted = lock(&self.world).blob.granted.clone();
-        let rank: BTreeMap<u32, u32> = granted
+        let rank = |held: &Held| {
+            let granted = granted.get(&lease_text(held.lease))?;
+            Some((*granted, held.daemons))
+        };
+        let ranks = self
+            .held
             .iter()
-            .map(|(id, rank)| (id.parse().expect("a step's number"), *rank))
-            .collect();
+            .filter_map(|(id, held)| Some((*id, rank(held)?)));
+        let rank: BTreeMap<u32, (u32, u32)> = ranks.collect();
         let events: Vec<Event> = self.events.iter().map(|(_, event)| event.clone()).collect();
         check::check(&events, self.plan.cells(), &rank)
     }
 }
 
-fn lease_text(session: u32) -> String {
-    session.to_string()
+fn lease_text(opening: u32) -> String {
+    opening.to_string()
 }
 
 async fn open(
     store: SimStore,
     id: u32,
+    held: Held,
     opening: Opening,
     twins: bool,
 ) -> Result<Session, OpenError> {
-    let mut options = OpenOptions::new(LeaseId::from_text(lease_text(id)));
+    let mut options = OpenOptions::new(LeaseId::from_text(lease_text(held.lease)));
+    options.resume = held.daemons > 0;
     options.break_lease = opening.break_lease;
     options.wait = opening.wait;
     options.attempt_deadline = opening.attempt_deadline;
@@ -690,6 +734,7 @@ async fn open(
     }
     Ok(Session {
         id,
+        held,
         volumes,
         io_deadline: opening.io_deadline.is_some(),
         ending: Arc::new(AtomicBool::new(false)),

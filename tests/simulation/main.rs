@@ -21,7 +21,7 @@ use driver::Tally;
 use plan::{PROFILES, Plan};
 
 /// Seeds of each profile in the short form.
-const HISTORIES: u64 = 5000;
+const HISTORIES: u64 = 3000;
 /// A history takes milliseconds; one that takes this long has no end.
 const HANGS_AFTER: Duration = Duration::from_secs(120);
 

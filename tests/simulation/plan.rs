@@ -88,6 +88,8 @@ pub enum Action {
     Drop,
     /// The node is gone, with all it had under way.
     Crash,
+    /// The daemon is killed; another takes the volume up under its lease.
+    Restart(Opening),
     /// The node stands still, then goes on as if nothing had been.
     Freeze(Duration),
 }
@@ -234,6 +236,7 @@ impl Draw {
             15..25 => Action::Abandon,
             25..32 => Action::Drop,
             32..50 if profile != Profile::Impatient => Action::Crash,
+            65..80 => Action::Restart(self.opening(profile)),
             50..65 if profile != Profile::Impatient => {
                 Action::Freeze(self.duration(100 * MS..100 * S))
             }
@@ -398,6 +401,13 @@ impl fmt::Display for Step {
             Action::Abandon => return f.write_str("abandon and close"),
             Action::Drop => return f.write_str("drop the volume"),
             Action::Crash => return f.write_str("crash"),
+            Action::Restart(opening) => {
+                let attempts = opening.attempt_deadline;
+                return write!(
+                    f,
+                    "kill the daemon and start another, attempts {attempts:?}"
+                );
+            }
             Action::Freeze(time) => return write!(f, "freeze for {time:?}"),
         };
         match give_up {

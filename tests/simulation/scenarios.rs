@@ -248,6 +248,35 @@ fn a_late_acquire_gives_no_lost_disk_back() {
     assert!(lost > 0, "the conditions of acquires make no difference");
 }
 
+/// The writes of a killed daemon carry the lease that its successor holds, and
+/// bounds ahead of the blob's number.
+#[test]
+fn nothing_of_a_killed_daemon_happens_after_its_successor_is_there() {
+    let rule = |target, percent, trouble| Rule {
+        from: 30 * MS,
+        to: 210 * MS,
+        target,
+        percent,
+        trouble: Some(trouble),
+    };
+    for seed in 0..1000 {
+        let rules = vec![
+            rule(Target::Keepers, 100, Trouble::Unreachable),
+            rule(Target::Data, 60, Trouble::Reset),
+        ];
+        let steps = vec![
+            (Duration::ZERO, 0, OPEN),
+            (50 * MS, 0, io(Io::Write(cells(0, 4), false))),
+            (120 * MS, 0, io(Io::Write(cells(4, 4), false))),
+            (125 * MS, 0, io(Io::Write(cells(8, 4), false))),
+            (200 * MS, 0, Action::Restart(OPENING)),
+            (260 * MS, 0, io(Io::Write(cells(0, 16), false))),
+            (400 * MS, 0, io(Io::Read(cells(0, 16)))),
+        ];
+        sound(&Plan::of(seed, steps, rules));
+    }
+}
+
 #[test]
 fn a_dropped_volume_leaves_no_task_behind() {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -183,8 +183,8 @@ impl Core {
         let mut entries = Vec::with_capacity(written);
         for (part, slot, _) in &parts[..written] {
             let sums = self.sums(&data[part.from..part.from + part.len], part.at);
-            self.index.stage(part.block, *slot, part.mask, &sums);
-            entries.push(self.entry(part.block));
+            let block = self.index.stage(part.block, *slot, part.mask, &sums);
+            entries.push(entry_of(part.block, block, block.dirty));
             staged.bytes = part.from + part.len;
         }
         self.spoil(&Range::at(offset, staged.bytes as u64));
@@ -274,12 +274,6 @@ impl Core {
             }
         }
         sums
-    }
-
-    /// The table entry that the index asks for.
-    fn entry(&self, number: u64) -> (u32, Option<Entry>) {
-        let block = self.index.get(number).expect("callers name cached blocks");
-        entry_of(number, block, block.dirty)
     }
 
     // Reading.

@@ -245,8 +245,8 @@ impl Index {
         }
     }
 
-    /// `mask` of the block was staged in `slot`.
-    pub fn stage(&mut self, number: u64, slot: u32, mask: u8, sums: &[u32; SECTORS]) {
+    /// `mask` of the block was staged in `slot`; returns the block as it is now.
+    pub fn stage(&mut self, number: u64, slot: u32, mask: u8, sums: &[u32; SECTORS]) -> &Block {
         self.sequence += 1;
         let sequence = self.sequence;
         self.slots[slot as usize].block = number;
@@ -272,6 +272,7 @@ impl Index {
                 block.sums[at] = *sum;
             }
         }
+        block
     }
 
     /// `mask` of the block was filled into `slot` with what the store has.
