@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: all build demo test lint bench audit clean
+.PHONY: all build demo test lint bench soak audit clean
 
 all: build
 
@@ -30,6 +30,13 @@ bench: ## Ratios inside one run; see docs/performance.md.
 	tests/setup test
 	$(CARGO) build --release --bins
 	$(CARGO) bench
+
+soak: ## The long forms of what test does briefly; seeds are printed and replay a run.
+	tests/setup test
+	$(CARGO) build --bins --tests
+	DYSK_SIM_HISTORIES=500000 $(CARGO) test --test simulation
+	DYSK_LATE_ROUNDS=1000 $(CARGO) test --test late_writes
+	DYSK_KILLS=200 DYSK_TAKEOVERS=50 $(CARGO) test --test kernel_kill
 
 audit: ## Licences, bans and advisories by cargo-deny; fetches the advisory database.
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

@@ -525,18 +525,22 @@ fn a_clean_stop_leaves_what_is_in_use_to_the_next_daemon() {
     assert!(node.record("busy").exists());
     assert!(std::fs::symlink_metadata(node.link("busy")).is_ok());
 
-    // The next one finds the device alive, and says that it does not serve it.
+    // The next one finds the device alive, and serves it on under the lease.
     node.transport.set(|b| {
         b.left.insert(id.clone(), device.clone().into());
     });
     node.run();
-    assert_eq!(names(&node), ["busy stale"]);
-    let said = node.ctl().run(&["status", "busy"]);
+    eventually("taken up", || names(&node) == ["busy attached"]);
     assert!(
-        said.ok()
-            .contains(&format!("stale: {device} is an earlier dyskd's")),
-        "{said:?}"
+        node.transport
+            .log
+            .lock()
+            .expect("lock")
+            .contains(&"resume busy".to_owned())
     );
+    let said = node.ctl().run(&["status", "busy"]);
+    assert!(said.ok().contains(&device), "{said:?}");
+    assert_eq!(store.lease("busy.vhd"), LeaseState::Leased);
     assert_eq!(code(&attach(&store, &node, "busy")).0, 409);
     assert_eq!(
         node.ctl().run(&["detach", "busy"]).code,

@@ -1,63 +1,67 @@
 //! Daemons that are killed, on real kernels: what they leave behind is taken
 //! up again, under load too, and nobody is told an error.
 
-use std::path::Path;
-use std::process::Command;
+#[path = "support/lane.rs"]
+mod lane;
 
-const REPO: &str = env!("CARGO_MANIFEST_DIR");
-
-/// Runs a guest script on `kernel`; its output goes to the test's.
-fn lane(kernel: &str, timeout: u32, script: &str) {
-    let bin = Path::new(env!("CARGO_BIN_EXE_dyskd"))
-        .parent()
-        .expect("binaries lie in a folder");
-    let mut command = Command::new(format!("{REPO}/tests/kernel/run"));
-    command.args(["--kernel", kernel, "--timeout", &timeout.to_string()]);
-    command.args(["--env", &format!("DYSK_BIN={}", bin.display())]);
-    for name in ["DYSK_KILLS", "DYSK_SEED", "DYSK_TAKEOVERS"] {
-        if let Ok(value) = std::env::var(name) {
-            command.args(["--env", &format!("{name}={value}")]);
-        }
+/// A number that a soak run sets higher.
+fn count(variable: &str, usual: u32) -> u32 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().expect("the variable is a number"),
+        Err(_) => usual,
     }
-    command.args(["--", &format!("{REPO}/tests/kernel/guest/{script}")]);
-    let status = command.status().expect("tests/kernel/run starts");
-    assert!(status.success(), "{script} on {kernel}: {status}");
 }
 
-/// Kills of a run; a soak run sets more.
-fn kills() -> u32 {
-    match std::env::var("DYSK_KILLS") {
-        Ok(text) => text.parse().expect("DYSK_KILLS is a number"),
-        Err(_) => 10,
+fn kill(kernel: &str, usual: u32) {
+    let kills = count("DYSK_KILLS", usual);
+    let timeout = (300 + 60 * kills).to_string();
+    let kills = format!("DYSK_KILLS={kills}");
+    let mut options = vec!["--timeout", &timeout, "--env", &kills];
+    let seed = std::env::var("DYSK_SEED").map(|seed| format!("DYSK_SEED={seed}"));
+    if let Ok(seed) = &seed {
+        options.extend(["--env", seed]);
     }
+    lane::run(kernel, &options, "kill", &[]);
+}
+
+fn take_over(kernel: &str) {
+    let times = count("DYSK_TAKEOVERS", 5);
+    let timeout = (300 + 30 * times).to_string();
+    let times = format!("DYSK_TAKEOVERS={times}");
+    lane::run(
+        kernel,
+        &["--timeout", &timeout, "--env", &times],
+        "takeover",
+        &[],
+    );
 }
 
 #[test]
 fn what_a_killed_daemon_leaves_is_taken_up_on_6_1() {
-    lane("6.1", 600, "recover");
+    lane::run("6.1", &["--timeout", "600"], "recover", &[]);
 }
 
 #[test]
 fn what_a_killed_daemon_leaves_is_taken_up_on_6_12() {
-    lane("6.12", 600, "recover");
+    lane::run("6.12", &["--timeout", "600"], "recover", &[]);
 }
 
 #[test]
 fn kills_under_load_lose_nothing_on_6_1() {
-    lane("6.1", 300 + 60 * kills(), "kill");
+    kill("6.1", 3);
 }
 
 #[test]
 fn kills_under_load_lose_nothing_on_6_12() {
-    lane("6.12", 300 + 60 * kills(), "kill");
+    kill("6.12", 10);
 }
 
 #[test]
 fn a_new_daemon_takes_over_without_an_error_on_6_1() {
-    lane("6.1", 600, "takeover");
+    take_over("6.1");
 }
 
 #[test]
 fn a_new_daemon_takes_over_without_an_error_on_6_12() {
-    lane("6.12", 600, "takeover");
+    take_over("6.12");
 }

@@ -3,52 +3,29 @@
 
 #[path = "support/azurite.rs"]
 mod azurite;
+#[path = "support/lane.rs"]
+mod lane;
 
-use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 
 use azurite::Azurite;
 use dysk::emulator::{DEFAULT_ACCOUNT, DEFAULT_KEY};
 
 const REPO: &str = env!("CARGO_MANIFEST_DIR");
 
-/// One guest at a time: two emulated processors are all that a small machine
-/// gives without starving both.
-static LANE: Mutex<()> = Mutex::new(());
-
-/// Runs a guest script on `kernel`; its output goes to the test's.
-fn lane(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
-    let _alone = LANE.lock().unwrap_or_else(PoisonError::into_inner);
-    let bin = Path::new(env!("CARGO_BIN_EXE_dyskd"))
-        .parent()
-        .expect("binaries lie in a folder");
-    let status = Command::new(format!("{REPO}/tests/kernel/run"))
-        .args(["--kernel", kernel])
-        .args(options)
-        .arg("--env")
-        .arg(format!("DYSK_BIN={}", bin.display()))
-        .arg("--")
-        .arg(format!("{REPO}/tests/kernel/guest/{script}"))
-        .args(args)
-        .status()
-        .expect("tests/kernel/run starts");
-    assert!(status.success(), "{script} on {kernel}: {status}");
-}
-
 #[test]
 fn first_light_on_6_1() {
-    lane("6.1", &["--timeout", "600"], "first_light", &[]);
+    lane::run("6.1", &["--timeout", "600"], "first_light", &[]);
 }
 
 #[test]
 fn first_light_on_6_12() {
-    lane("6.12", &["--timeout", "600"], "first_light", &[]);
+    lane::run("6.12", &["--timeout", "600"], "first_light", &[]);
 }
 
 #[test]
 fn the_module_with_its_defaults_serves_too() {
-    lane(
+    lane::run(
         "6.12",
         &["--nbd", "default", "--timeout", "300"],
         "module_defaults",
@@ -58,7 +35,7 @@ fn the_module_with_its_defaults_serves_too() {
 
 #[test]
 fn no_module_and_no_root_are_told_apart() {
-    lane(
+    lane::run(
         "6.12",
         &["--nbd", "none", "--timeout", "300"],
         "no_module",
@@ -76,7 +53,7 @@ fn bytes_written_through_the_kernel_are_found_by_azures_sdk() {
         .collect();
     std::fs::write(&pattern, bytes).expect("the pattern is written");
     let pattern = pattern.to_str().expect("a UTF-8 path");
-    lane(
+    lane::run(
         "6.12",
         &["--timeout", "300"],
         "foreign_bytes",

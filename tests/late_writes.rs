@@ -176,3 +176,51 @@ async fn without_the_fence_late_writes_do_their_damage() {
         "the test cannot see the damage"
     );
 }
+
+/// A killed daemon's last write may run ahead of the blob's number, and its
+/// successor has the same lease: only the number keeps the write out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_daemon_left_on_its_way_is_kept_out() {
+    let (emulator, blob) = store().await;
+    emulator.faults().clear();
+    let lease = LeaseId::random();
+    let killed = Volume::open(blob.clone(), OpenOptions::new(lease.clone()))
+        .await
+        .expect("the volume opens");
+    let number = blob
+        .properties(&Conditions::default(), DEADLINE)
+        .await
+        .expect("the properties are read")
+        .sequence_number;
+    emulator
+        .faults()
+        .set(vec![Rule::on(Operation::PutPage, Effect::late(DELAY))]);
+    // 64: as far as any write's bound runs ahead.
+    let conditions = Conditions {
+        if_sequence_number_lt: Some(number + 64 + 1),
+        ..Conditions::lease(&lease)
+    };
+    blob.put_page(0, content(0, 1), Checksum::Off, &conditions, DEADLINE)
+        .await
+        .expect_err("its answer is lost");
+    // Its process is gone: nobody releases anything.
+    std::mem::forget(killed);
+    emulator.faults().clear();
+
+    let options = OpenOptions {
+        resume: true,
+        ..OpenOptions::new(lease)
+    };
+    let volume = Volume::open(blob.clone(), options)
+        .await
+        .expect("the lease is renewed");
+    volume
+        .write(0, content(0, 2), false)
+        .await
+        .expect("the successor writes");
+    let late = settled(&emulator).await;
+    assert_eq!((late.scheduled, late.refused), (1, 1), "{late:?}");
+    let read = volume.read(0, 4096).await.expect("the block is read");
+    assert_eq!(read.to_bytes(), content(0, 2), "the newer write was undone");
+    volume.close().await.expect("the lease is released");
+}

@@ -14,8 +14,8 @@ use crate::volume::Caching;
 
 #[derive(Debug, Args)]
 pub struct PolicyOptions {
-    /// What is cached; in read-write, writes wait for flush on this node
-    #[arg(long, value_enum, default_value = "none")]
+    /// What is cached: none, read-only or read-write
+    #[arg(long, value_enum, default_value = "none", hide_possible_values = true)]
     caching: CachingArg,
     /// Where unflushed writes are staged: tmpfs or a local disk
     #[arg(long, value_name = "DIR")]
@@ -29,8 +29,8 @@ pub struct PolicyOptions {
     /// Wait this long for somebody else's lease to end
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
     wait: Duration,
-    /// Checksum on every write and read
-    #[arg(long, value_enum, default_value = "off")]
+    /// Checksum on writes and reads: off, md5 or crc64
+    #[arg(long, value_enum, default_value = "off", hide_possible_values = true)]
     integrity: IntegrityArg,
 }
 

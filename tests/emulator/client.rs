@@ -171,7 +171,10 @@ pub fn compact_ranges(xml: &str) -> String {
 }
 
 impl Call {
-    #[expect(clippy::needless_pass_by_value, reason = "literals and numbers at every call")]
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "literals and numbers at every call"
+    )]
     pub fn with(mut self, name: &str, value: impl ToString) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
         self
