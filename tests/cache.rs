@@ -376,6 +376,32 @@ async fn a_flush_that_cannot_be_done_fails_and_loses_nothing() {
     assert_eq!(store.blob().bytes[..4096], bytes(1, 4096));
 }
 
+/// The write-back pauses after a failure; meanwhile the block that a flush
+/// waits for is written through or trimmed.
+#[tokio::test(start_paused = true)]
+async fn a_flush_ends_when_what_it_waits_for_became_clean_otherwise() {
+    for trim in [false, true] {
+        let (node, store) = (Node::new(Caching::ReadWrite), store());
+        let volume = node.open(&store).await;
+        volume.write(0, bytes(1, 4096), false).await.unwrap();
+        store.blob().failing = Some((416, "InvalidPageRange"));
+        volume.flush().await.unwrap_err();
+        store.blob().failing = None;
+        let flush = tokio::spawn({
+            let volume = volume.clone();
+            async move { volume.flush().await }
+        });
+        tokio::task::yield_now().await;
+        if trim {
+            volume.trim(0, 4096, false).await.unwrap();
+        } else {
+            volume.write(0, bytes(2, 4096), true).await.unwrap();
+        }
+        let flushed = tokio::time::timeout(Duration::from_secs(600), flush).await;
+        flushed.expect("not stuck").unwrap().unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn unflushed_blocks_are_data() {
     let (node, store) = (Node::new(Caching::ReadWrite), store());

@@ -30,6 +30,9 @@ const CELL: u64 = 128;
 const SIZE: u64 = 384 << 10;
 const CELLS: usize = (SIZE / CELL) as usize;
 
+/// Longer than any history's faults can take, on the simulation's clock.
+const STUCK: Duration = Duration::from_secs(3600);
+
 /// What a cell may hold. The values are stamps of writes; 0 is zeroes.
 #[derive(Clone, Debug)]
 struct Cell {
@@ -334,7 +337,10 @@ impl History {
             }
             check_all(&volume, &model).await;
             if end == End::Close {
-                volume.close().await.expect("closes");
+                tokio::time::timeout(STUCK, volume.close())
+                    .await
+                    .unwrap_or_else(|_| panic!("stuck closing: {:?}", volume.status()))
+                    .expect("closes");
                 return volume;
             }
             // Die in the middle of things.
@@ -507,7 +513,9 @@ async fn run_batch(
         {}
     };
     match limit {
-        None => all.await,
+        None => tokio::time::timeout(STUCK, all)
+            .await
+            .unwrap_or_else(|_| panic!("stuck: {:?} {batch:?}", volume.status())),
         Some(limit) => {
             // What is cut short here dies with the runtime.
             tokio::time::timeout(limit, all).await.ok();

@@ -63,6 +63,8 @@ impl Drop for Changing<'_> {
     fn drop(&mut self) {
         let (id, known) = (self.id, self.known);
         self.cache.soon(move |core| core.end_change(id, known));
+        // It may have cleaned or freed the very blocks that others wait for.
+        self.cache.progress.notify_waiters();
     }
 }
 

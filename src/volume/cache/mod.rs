@@ -164,7 +164,8 @@ pub(super) struct Cache {
     core: Mutex<Core>,
     /// Something is to be written back, or to be reconsidered.
     work: Notify,
-    /// Something was written back, or never will be.
+    /// Something became clean or free, or never will. Told after every change
+    /// of the index that can end a wait.
     progress: Notify,
     /// Writers that wait for room form a queue.
     turn: Semaphore,
