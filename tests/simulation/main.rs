@@ -35,9 +35,13 @@ fn number(name: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|_| panic!("{name}={text} is no number")))
 }
 
-/// `DYSK_SIM_HISTORIES` seeds of each profile from `DYSK_SIM_FIRST` on.
+/// `DYSK_SIM_HISTORIES` seeds of each profile from `DYSK_SIM_FIRST` on; or the
+/// one history that `DYSK_SIM_PROFILE` and `DYSK_SIM_SEED` name.
 #[test]
 fn no_write_is_lost_comes_back_or_gets_in_from_the_wrong_node() {
+    if let Some(seed) = number("DYSK_SIM_SEED") {
+        return replay(seed);
+    }
     let histories = number("DYSK_SIM_HISTORIES").unwrap_or(HISTORIES);
     let first = number("DYSK_SIM_FIRST").unwrap_or(0);
     let began = Instant::now();
@@ -137,10 +141,7 @@ fn one_seed_gives_one_history() {
 }
 
 /// Replays what a failure named.
-#[test]
-#[ignore = "needs DYSK_SIM_PROFILE and DYSK_SIM_SEED"]
-fn replay() {
-    let seed = number("DYSK_SIM_SEED").expect("DYSK_SIM_SEED");
+fn replay(seed: u64) {
     let name = std::env::var("DYSK_SIM_PROFILE").expect("DYSK_SIM_PROFILE");
     let profile = PROFILES.into_iter().find(|p| format!("{p:?}") == name);
     let plan = Plan::draw(profile.expect("a profile's name"), seed);

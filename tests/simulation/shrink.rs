@@ -126,7 +126,7 @@ pub fn report(plan: &Plan, sabotage: Option<Sabotage>) -> String {
     } else {
         format!(
             "replay a drawn plan: DYSK_SIM_PROFILE={:?} DYSK_SIM_SEED={} \
-             cargo test --test simulation replay -- --ignored --nocapture",
+             cargo test --test simulation no_write -- --nocapture",
             plan.profile, plan.seed
         )
     };
