@@ -99,7 +99,11 @@ fn fio(socket: &Path, rw: &str) -> f64 {
         "fio: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let report: Value = serde_json::from_slice(&output.stdout).expect("fio prints JSON");
+    // The engine may say a word of its own before the report.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let json = text.find('{').map_or("", |at| &text[at..]);
+    let report: Value = serde_json::from_str(json)
+        .unwrap_or_else(|error| panic!("fio prints no JSON: {error}: {text}"));
     let side = if rw == "randread" { "read" } else { "write" };
     report["jobs"][0][side]["iops"]
         .as_f64()
