@@ -20,14 +20,14 @@ const LONGEST_RUN: u64 = crate::volume::io::LARGEST_PIECE / BLOCK;
 
 /// Part of one block, and where its bytes are in the caller's buffer.
 #[derive(Clone, Copy, Debug)]
-struct Part {
-    block: u64,
-    mask: u8,
+pub(super) struct Part {
+    pub block: u64,
+    pub mask: u8,
     /// First byte within the block.
-    at: usize,
+    pub at: usize,
     /// First byte in the buffer.
-    from: usize,
-    len: usize,
+    pub from: usize,
+    pub len: usize,
 }
 
 impl Part {
@@ -78,7 +78,8 @@ pub struct Core {
     pub staging: Staging,
     share: Share,
     fills: Vec<Fill>,
-    changing: Vec<(u64, Range)>,
+    /// Changes in the store under way.
+    pub(super) changing: Vec<(u64, Range)>,
     next_id: u64,
     /// The file system had room the last time.
     roomy: bool,
@@ -92,7 +93,7 @@ pub struct Core {
     pub misses: u64,
 }
 
-fn parts(range: Range) -> impl Iterator<Item = Part> {
+pub(super) fn parts(range: Range) -> impl Iterator<Item = Part> {
     debug_assert!(range.start.is_multiple_of(PAGE) && range.end.is_multiple_of(PAGE));
     let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
     blocks.map(move |block| {
@@ -109,13 +110,13 @@ fn parts(range: Range) -> impl Iterator<Item = Part> {
     })
 }
 
-fn mask(first: usize, sectors: usize) -> u8 {
+pub(super) fn mask(first: usize, sectors: usize) -> u8 {
     debug_assert!(first + sectors <= SECTORS && sectors > 0);
     (ALL >> (SECTORS - sectors)) << first
 }
 
 /// The runs of set bits in `bits`: first and count.
-fn runs(bits: u8) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn runs(bits: u8) -> impl Iterator<Item = (usize, usize)> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let rest = u16::from(bits) >> at;
@@ -134,7 +135,7 @@ fn overlap(a: &Range, b: &Range) -> bool {
 }
 
 /// Lengths here are within a request's payload.
-fn len_of(bytes: u64) -> usize {
+pub(super) fn len_of(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a payload's length fits memory")
 }
 
@@ -156,7 +157,7 @@ impl Core {
         }
     }
 
-    fn id(&mut self) -> u64 {
+    pub(super) fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
     }
@@ -243,7 +244,7 @@ impl Core {
     }
 
     /// Takes note of a full file system; false for any other error.
-    fn no_room(&mut self, error: &io::Error) -> bool {
+    pub(super) fn no_room(&mut self, error: &io::Error) -> bool {
         let full = matches!(
             error.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
@@ -258,7 +259,7 @@ impl Core {
         full
     }
 
-    fn complain(&self, error: &io::Error) {
+    pub(super) fn complain(&self, error: &io::Error) {
         let path = self
             .staging
             .path()
@@ -349,7 +350,7 @@ impl Core {
         self.fills.iter().any(|fill| fill.id == id && !fill.spoiled)
     }
 
-    fn spoil(&mut self, range: &Range) {
+    pub(super) fn spoil(&mut self, range: &Range) {
         for fill in &mut self.fills {
             fill.spoiled |= overlap(&fill.range, range);
         }
@@ -394,112 +395,6 @@ impl Core {
             if lacking != 0 {
                 self.index.fill(block, slot, lacking);
             }
-        }
-    }
-
-    // Changes made in the store directly, under the range lock.
-
-    /// A change of `range` in the store begins.
-    pub fn begin_change(&mut self, range: Range) -> u64 {
-        let id = self.id();
-        self.changing.push((id, range));
-        self.spoil(&range);
-        self.index
-            .begin_change(range.start / BLOCK..range.end.div_ceil(BLOCK));
-        id
-    }
-
-    /// The store has `data` at `offset` (within the change's range, at most
-    /// [`SECTION`] long) since the change: what is cached of it follows,
-    /// unless it was staged anew.
-    ///
-    /// # Errors
-    /// The staging file failed: an older write may come back.
-    pub fn wrote(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let range = Range::at(offset, data.len() as u64);
-        self.spoil(&range);
-        for part in parts(range) {
-            let Some(block) = self.index.get(part.block).copied() else {
-                continue;
-            };
-            let mut lost = 0;
-            for (first, count) in runs(part.mask & !block.touched & block.valid) {
-                let from = part.from + first * SECTOR - part.at;
-                let stretch = Stretch {
-                    slot: block.slot,
-                    at: first * SECTOR,
-                    bytes: from..from + count * SECTOR,
-                };
-                if let Err((_, error)) = self.staging.write(&[stretch], data) {
-                    self.no_room(&error);
-                    lost |= mask(first, count);
-                }
-            }
-            self.settle(part.block, &block, part.mask & !block.touched, lost)?;
-        }
-        Ok(())
-    }
-
-    /// The store has zeroes in `range` since the change. Deals with some of
-    /// it; returns what is left.
-    ///
-    /// # Errors
-    /// As [`Core::wrote`].
-    pub fn cleared(&mut self, range: Range) -> io::Result<Range> {
-        const AT_ONCE: usize = 64;
-        self.spoil(&range);
-        let numbers = range.start / BLOCK..range.end.div_ceil(BLOCK);
-        let cached = self.index.range(numbers).take(AT_ONCE);
-        let cached: Vec<(u64, Block)> = cached.map(|(number, block)| (number, *block)).collect();
-        for (number, block) in &cached {
-            let start = range.start.max(number * BLOCK);
-            let end = range.end.min((number + 1) * BLOCK);
-            let first = len_of(start - number * BLOCK) / SECTOR;
-            let gone = mask(first, len_of(end - start) / SECTOR) & !block.touched;
-            self.settle(*number, block, gone, gone)?;
-        }
-        let done = match cached.last() {
-            Some((last, _)) if cached.len() == AT_ONCE => range.end.min((last + 1) * BLOCK),
-            _ => range.end,
-        };
-        Ok(Range {
-            start: done,
-            end: range.end,
-        })
-    }
-
-    /// `clean` of the block is the store's now, `gone` is cached no more.
-    fn settle(&mut self, number: u64, block: &Block, clean: u8, gone: u8) -> io::Result<()> {
-        if block.dirty & clean != 0 {
-            let entry = entry_of(number, block, block.dirty & !clean);
-            self.staging
-                .commit(&[entry])
-                .inspect_err(|error| self.complain(error))?;
-        }
-        self.index.clean(number, clean);
-        self.index.forget(number, gone);
-        Ok(())
-    }
-
-    /// The change is over. When its outcome is not known, what is cached
-    /// clean of the range may not be what the store has.
-    pub fn end_change(&mut self, id: u64, known: bool) {
-        let Some(at) = self.changing.iter().position(|(change, _)| *change == id) else {
-            return;
-        };
-        let (_, range) = self.changing.swap_remove(at);
-        self.spoil(&range);
-        if known {
-            return;
-        }
-        let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
-        let cached: Vec<(u64, u8)> = self
-            .index
-            .range(blocks)
-            .map(|(number, block)| (number, !block.dirty))
-            .collect();
-        for (number, clean) in cached {
-            self.index.forget(number, clean);
         }
     }
 
@@ -648,7 +543,7 @@ impl Core {
     }
 }
 
-fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<Entry>) {
+pub(super) fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<Entry>) {
     let entry = (dirty != 0).then_some(Entry {
         block: number,
         sequence: block.sequence,

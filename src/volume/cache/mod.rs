@@ -50,6 +50,8 @@ mod budget;
 mod close;
 mod core;
 mod data;
+mod flush;
+mod follow;
 mod index;
 mod layout;
 mod recovery;
