@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::io;
 
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
 use super::budget::Share;
-use super::index::{ALL, Block, Index, Picked, Source};
+use super::index::{ALL, Block, Index, Source};
 use super::layout::{BLOCK, Entry, SECTOR, SECTORS, sum};
 use super::staging::{Staging, Stretch};
 use crate::blob::Range;
@@ -15,8 +15,6 @@ use crate::device::PAGE;
 
 /// Bytes handled in one section.
 pub const SECTION: u64 = 32 * BLOCK;
-/// The largest run that one write-back takes: what one Put Page takes.
-const LONGEST_RUN: u64 = crate::volume::io::LARGEST_PIECE / BLOCK;
 
 /// Part of one block, and where its bytes are in the caller's buffer.
 #[derive(Clone, Copy, Debug)]
@@ -76,19 +74,19 @@ pub struct Copied {
 pub struct Core {
     pub index: Index,
     pub staging: Staging,
-    share: Share,
+    pub(super) share: Share,
     fills: Vec<Fill>,
     /// Changes in the store under way.
     pub(super) changing: Vec<(u64, Range)>,
     next_id: u64,
     /// The file system had room the last time.
-    roomy: bool,
+    pub(super) roomy: bool,
     /// Writers that wait for a slot.
     pub waiting: usize,
     /// Everything up to here is wanted in the store.
-    flush_to: u64,
+    pub(super) flush_to: u64,
     /// What had been written at past ticks, oldest first.
-    ages: VecDeque<(Instant, u64)>,
+    pub(super) ages: VecDeque<(Instant, u64)>,
     pub hits: u64,
     pub misses: u64,
 }
@@ -397,150 +395,6 @@ impl Core {
             }
         }
     }
-
-    // Writing back.
-
-    /// Dirty blocks above which writing back does not wait.
-    fn high_water(&self) -> u32 {
-        self.index.capacity() / 2
-    }
-
-    /// Everything written so far is wanted in the store.
-    pub fn want_flushed(&mut self) -> u64 {
-        self.flush_to = self.index.sequence();
-        self.flush_to
-    }
-
-    /// The next run to write back, if any is due.
-    pub fn pick(&mut self) -> Option<Picked> {
-        let pressed = self.waiting > 0 || self.index.waiting_blocks() > self.high_water() as usize;
-        let due = if pressed { u64::MAX } else { self.flush_to };
-        self.index.pick(due, LONGEST_RUN)
-    }
-
-    /// Looks at the clock: what was written more than `age` ago becomes due,
-    /// memory that others want is given back, and a file system that was full
-    /// may have room again.
-    pub fn tick(&mut self, now: Instant, age: Duration) {
-        while let Some((then, sequence)) = self.ages.front().copied()
-            && now.duration_since(then) >= age
-        {
-            self.flush_to = self.flush_to.max(sequence);
-            self.ages.pop_front();
-        }
-        if self.index.dirty_blocks() > 0 {
-            self.ages.push_back((now, self.index.sequence()));
-        }
-        self.roomy = true;
-        for _ in 0..self.share.owed() {
-            let nobody = 0..0;
-            let Some(slot) = self.index.free_slot().or_else(|| self.index.evict(&nobody)) else {
-                break;
-            };
-            self.staging.punch(slot);
-            self.share.give();
-            self.index.return_slot(slot, false);
-        }
-    }
-
-    /// Copies the dirty sectors of the picked ones among `blocks` (at most
-    /// [`SECTION`]) behind `pieces`, each an offset and what goes there.
-    ///
-    /// # Errors
-    /// The staging file failed.
-    pub fn send(
-        &mut self,
-        blocks: std::ops::Range<u64>,
-        pieces: &mut Vec<(u64, Vec<u8>)>,
-    ) -> io::Result<()> {
-        for number in blocks {
-            let Some(block) = self.index.send(number) else {
-                continue;
-            };
-            let hull = {
-                let first = block.dirty.trailing_zeros() as usize;
-                mask(
-                    first,
-                    SECTORS - block.dirty.leading_zeros() as usize - first,
-                )
-            };
-            // Clean sectors between dirty ones are the store's own bytes:
-            // sending them along saves a request.
-            let sent = if hull & !block.valid == 0 {
-                hull
-            } else {
-                block.dirty
-            };
-            for (first, count) in runs(sent) {
-                let offset = number * BLOCK + (first * SECTOR) as u64;
-                let len = count * SECTOR;
-                let joined = pieces
-                    .last()
-                    .is_some_and(|(at, data)| at + data.len() as u64 == offset);
-                if !joined {
-                    pieces.push((offset, Vec::new()));
-                }
-                let (_, data) = pieces.last_mut().expect("pushed just now at the latest");
-                let from = data.len();
-                data.resize(from + len, 0);
-                let stretch = Stretch {
-                    slot: block.slot,
-                    at: first * SECTOR,
-                    bytes: from..from + len,
-                };
-                self.staging
-                    .read(&[stretch], data)
-                    .inspect_err(|error| self.complain(error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The write-back of `blocks` (at most [`SECTION`]) is over; says whether
-    /// what was delivered could be noted.
-    pub fn finish(&mut self, blocks: std::ops::Range<u64>, delivered: bool) -> bool {
-        let mut delivered = delivered;
-        if delivered {
-            let mut entries = Vec::with_capacity(len_of(blocks.end - blocks.start));
-            for (number, block) in self.index.range(blocks.clone()) {
-                let arrived = self.index.arrived(number);
-                if arrived != 0 {
-                    entries.push(entry_of(number, block, block.dirty & !arrived));
-                }
-            }
-            // Before the slots can be used for anything else.
-            if let Err(error) = self.staging.commit(&entries) {
-                self.complain(&error);
-                delivered = false;
-            }
-        }
-        for number in blocks {
-            self.index.finish(number, delivered);
-        }
-        delivered
-    }
-
-    /// The dirty parts of `within`, at most `most` runs, and up to where they
-    /// are all of them.
-    pub fn dirty(&self, within: Range, most: usize) -> (Vec<Range>, u64) {
-        let mut found: Vec<Range> = Vec::new();
-        for (number, block) in self
-            .index
-            .range(within.start / BLOCK..within.end.div_ceil(BLOCK))
-        {
-            for (first, count) in runs(block.dirty) {
-                let start = number * BLOCK + (first * SECTOR) as u64;
-                let end = start + (count * SECTOR) as u64;
-                let full = found.len() == most;
-                match found.last_mut() {
-                    Some(last) if last.end == start => last.end = end,
-                    _ if full => return (found, start),
-                    _ => found.push(Range { start, end }),
-                }
-            }
-        }
-        (found, within.end)
-    }
 }
 
 pub(super) fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<Entry>) {
@@ -557,8 +411,11 @@ pub(super) fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<En
 mod tests {
     use proptest::prelude::*;
 
+    use tokio::time::Duration;
+
     use super::*;
     use crate::volume::cache::budget::Budget;
+    use crate::volume::cache::index::Picked;
     use crate::volume::cache::layout::{BLOCK_LEN, Header};
 
     fn core(folder: &std::path::Path, slots: u32) -> Core {

@@ -55,6 +55,7 @@ mod follow;
 mod index;
 mod layout;
 mod recovery;
+mod send;
 mod staging;
 mod write_back;
 
