@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::io;
 
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
 use super::budget::Share;
-use super::index::{ALL, Block, Index, Picked, Source};
+use super::index::{ALL, Block, Index, Source};
 use super::layout::{BLOCK, Entry, SECTOR, SECTORS, sum};
 use super::staging::{Staging, Stretch};
 use crate::blob::Range;
@@ -15,19 +15,17 @@ use crate::device::PAGE;
 
 /// Bytes handled in one section.
 pub const SECTION: u64 = 32 * BLOCK;
-/// The largest run that one write-back takes: what one Put Page takes.
-const LONGEST_RUN: u64 = crate::volume::io::LARGEST_PIECE / BLOCK;
 
 /// Part of one block, and where its bytes are in the caller's buffer.
 #[derive(Clone, Copy, Debug)]
-struct Part {
-    block: u64,
-    mask: u8,
+pub(super) struct Part {
+    pub block: u64,
+    pub mask: u8,
     /// First byte within the block.
-    at: usize,
+    pub at: usize,
     /// First byte in the buffer.
-    from: usize,
-    len: usize,
+    pub from: usize,
+    pub len: usize,
 }
 
 impl Part {
@@ -76,23 +74,24 @@ pub struct Copied {
 pub struct Core {
     pub index: Index,
     pub staging: Staging,
-    share: Share,
+    pub(super) share: Share,
     fills: Vec<Fill>,
-    changing: Vec<(u64, Range)>,
+    /// Changes in the store under way.
+    pub(super) changing: Vec<(u64, Range)>,
     next_id: u64,
     /// The file system had room the last time.
-    roomy: bool,
+    pub(super) roomy: bool,
     /// Writers that wait for a slot.
     pub waiting: usize,
     /// Everything up to here is wanted in the store.
-    flush_to: u64,
+    pub(super) flush_to: u64,
     /// What had been written at past ticks, oldest first.
-    ages: VecDeque<(Instant, u64)>,
+    pub(super) ages: VecDeque<(Instant, u64)>,
     pub hits: u64,
     pub misses: u64,
 }
 
-fn parts(range: Range) -> impl Iterator<Item = Part> {
+pub(super) fn parts(range: Range) -> impl Iterator<Item = Part> {
     debug_assert!(range.start.is_multiple_of(PAGE) && range.end.is_multiple_of(PAGE));
     let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
     blocks.map(move |block| {
@@ -109,13 +108,13 @@ fn parts(range: Range) -> impl Iterator<Item = Part> {
     })
 }
 
-fn mask(first: usize, sectors: usize) -> u8 {
+pub(super) fn mask(first: usize, sectors: usize) -> u8 {
     debug_assert!(first + sectors <= SECTORS && sectors > 0);
     (ALL >> (SECTORS - sectors)) << first
 }
 
 /// The runs of set bits in `bits`: first and count.
-fn runs(bits: u8) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn runs(bits: u8) -> impl Iterator<Item = (usize, usize)> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let rest = u16::from(bits) >> at;
@@ -134,7 +133,7 @@ fn overlap(a: &Range, b: &Range) -> bool {
 }
 
 /// Lengths here are within a request's payload.
-fn len_of(bytes: u64) -> usize {
+pub(super) fn len_of(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a payload's length fits memory")
 }
 
@@ -156,7 +155,7 @@ impl Core {
         }
     }
 
-    fn id(&mut self) -> u64 {
+    pub(super) fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
     }
@@ -243,7 +242,7 @@ impl Core {
     }
 
     /// Takes note of a full file system; false for any other error.
-    fn no_room(&mut self, error: &io::Error) -> bool {
+    pub(super) fn no_room(&mut self, error: &io::Error) -> bool {
         let full = matches!(
             error.kind(),
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
@@ -258,7 +257,7 @@ impl Core {
         full
     }
 
-    fn complain(&self, error: &io::Error) {
+    pub(super) fn complain(&self, error: &io::Error) {
         let path = self
             .staging
             .path()
@@ -349,7 +348,7 @@ impl Core {
         self.fills.iter().any(|fill| fill.id == id && !fill.spoiled)
     }
 
-    fn spoil(&mut self, range: &Range) {
+    pub(super) fn spoil(&mut self, range: &Range) {
         for fill in &mut self.fills {
             fill.spoiled |= overlap(&fill.range, range);
         }
@@ -396,259 +395,9 @@ impl Core {
             }
         }
     }
-
-    // Changes made in the store directly, under the range lock.
-
-    /// A change of `range` in the store begins.
-    pub fn begin_change(&mut self, range: Range) -> u64 {
-        let id = self.id();
-        self.changing.push((id, range));
-        self.spoil(&range);
-        self.index
-            .begin_change(range.start / BLOCK..range.end.div_ceil(BLOCK));
-        id
-    }
-
-    /// The store has `data` at `offset` (within the change's range, at most
-    /// [`SECTION`] long) since the change: what is cached of it follows,
-    /// unless it was staged anew.
-    ///
-    /// # Errors
-    /// The staging file failed: an older write may come back.
-    pub fn wrote(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let range = Range::at(offset, data.len() as u64);
-        self.spoil(&range);
-        for part in parts(range) {
-            let Some(block) = self.index.get(part.block).copied() else {
-                continue;
-            };
-            let mut lost = 0;
-            for (first, count) in runs(part.mask & !block.touched & block.valid) {
-                let from = part.from + first * SECTOR - part.at;
-                let stretch = Stretch {
-                    slot: block.slot,
-                    at: first * SECTOR,
-                    bytes: from..from + count * SECTOR,
-                };
-                if let Err((_, error)) = self.staging.write(&[stretch], data) {
-                    self.no_room(&error);
-                    lost |= mask(first, count);
-                }
-            }
-            self.settle(part.block, &block, part.mask & !block.touched, lost)?;
-        }
-        Ok(())
-    }
-
-    /// The store has zeroes in `range` since the change. Deals with some of
-    /// it; returns what is left.
-    ///
-    /// # Errors
-    /// As [`Core::wrote`].
-    pub fn cleared(&mut self, range: Range) -> io::Result<Range> {
-        const AT_ONCE: usize = 64;
-        self.spoil(&range);
-        let numbers = range.start / BLOCK..range.end.div_ceil(BLOCK);
-        let cached = self.index.range(numbers).take(AT_ONCE);
-        let cached: Vec<(u64, Block)> = cached.map(|(number, block)| (number, *block)).collect();
-        for (number, block) in &cached {
-            let start = range.start.max(number * BLOCK);
-            let end = range.end.min((number + 1) * BLOCK);
-            let first = len_of(start - number * BLOCK) / SECTOR;
-            let gone = mask(first, len_of(end - start) / SECTOR) & !block.touched;
-            self.settle(*number, block, gone, gone)?;
-        }
-        let done = match cached.last() {
-            Some((last, _)) if cached.len() == AT_ONCE => range.end.min((last + 1) * BLOCK),
-            _ => range.end,
-        };
-        Ok(Range {
-            start: done,
-            end: range.end,
-        })
-    }
-
-    /// `clean` of the block is the store's now, `gone` is cached no more.
-    fn settle(&mut self, number: u64, block: &Block, clean: u8, gone: u8) -> io::Result<()> {
-        if block.dirty & clean != 0 {
-            let entry = entry_of(number, block, block.dirty & !clean);
-            self.staging
-                .commit(&[entry])
-                .inspect_err(|error| self.complain(error))?;
-        }
-        self.index.clean(number, clean);
-        self.index.forget(number, gone);
-        Ok(())
-    }
-
-    /// The change is over. When its outcome is not known, what is cached
-    /// clean of the range may not be what the store has.
-    pub fn end_change(&mut self, id: u64, known: bool) {
-        let Some(at) = self.changing.iter().position(|(change, _)| *change == id) else {
-            return;
-        };
-        let (_, range) = self.changing.swap_remove(at);
-        self.spoil(&range);
-        if known {
-            return;
-        }
-        let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
-        let cached: Vec<(u64, u8)> = self
-            .index
-            .range(blocks)
-            .map(|(number, block)| (number, !block.dirty))
-            .collect();
-        for (number, clean) in cached {
-            self.index.forget(number, clean);
-        }
-    }
-
-    // Writing back.
-
-    /// Dirty blocks above which writing back does not wait.
-    fn high_water(&self) -> u32 {
-        self.index.capacity() / 2
-    }
-
-    /// Everything written so far is wanted in the store.
-    pub fn want_flushed(&mut self) -> u64 {
-        self.flush_to = self.index.sequence();
-        self.flush_to
-    }
-
-    /// The next run to write back, if any is due.
-    pub fn pick(&mut self) -> Option<Picked> {
-        let pressed = self.waiting > 0 || self.index.waiting_blocks() > self.high_water() as usize;
-        let due = if pressed { u64::MAX } else { self.flush_to };
-        self.index.pick(due, LONGEST_RUN)
-    }
-
-    /// Looks at the clock: what was written more than `age` ago becomes due,
-    /// memory that others want is given back, and a file system that was full
-    /// may have room again.
-    pub fn tick(&mut self, now: Instant, age: Duration) {
-        while let Some((then, sequence)) = self.ages.front().copied()
-            && now.duration_since(then) >= age
-        {
-            self.flush_to = self.flush_to.max(sequence);
-            self.ages.pop_front();
-        }
-        if self.index.dirty_blocks() > 0 {
-            self.ages.push_back((now, self.index.sequence()));
-        }
-        self.roomy = true;
-        for _ in 0..self.share.owed() {
-            let nobody = 0..0;
-            let Some(slot) = self.index.free_slot().or_else(|| self.index.evict(&nobody)) else {
-                break;
-            };
-            self.staging.punch(slot);
-            self.share.give();
-            self.index.return_slot(slot, false);
-        }
-    }
-
-    /// Copies the dirty sectors of the picked ones among `blocks` (at most
-    /// [`SECTION`]) behind `pieces`, each an offset and what goes there.
-    ///
-    /// # Errors
-    /// The staging file failed.
-    pub fn send(
-        &mut self,
-        blocks: std::ops::Range<u64>,
-        pieces: &mut Vec<(u64, Vec<u8>)>,
-    ) -> io::Result<()> {
-        for number in blocks {
-            let Some(block) = self.index.send(number) else {
-                continue;
-            };
-            let hull = {
-                let first = block.dirty.trailing_zeros() as usize;
-                mask(
-                    first,
-                    SECTORS - block.dirty.leading_zeros() as usize - first,
-                )
-            };
-            // Clean sectors between dirty ones are the store's own bytes:
-            // sending them along saves a request.
-            let sent = if hull & !block.valid == 0 {
-                hull
-            } else {
-                block.dirty
-            };
-            for (first, count) in runs(sent) {
-                let offset = number * BLOCK + (first * SECTOR) as u64;
-                let len = count * SECTOR;
-                let joined = pieces
-                    .last()
-                    .is_some_and(|(at, data)| at + data.len() as u64 == offset);
-                if !joined {
-                    pieces.push((offset, Vec::new()));
-                }
-                let (_, data) = pieces.last_mut().expect("pushed just now at the latest");
-                let from = data.len();
-                data.resize(from + len, 0);
-                let stretch = Stretch {
-                    slot: block.slot,
-                    at: first * SECTOR,
-                    bytes: from..from + len,
-                };
-                self.staging
-                    .read(&[stretch], data)
-                    .inspect_err(|error| self.complain(error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The write-back of `blocks` (at most [`SECTION`]) is over; says whether
-    /// what was delivered could be noted.
-    pub fn finish(&mut self, blocks: std::ops::Range<u64>, delivered: bool) -> bool {
-        let mut delivered = delivered;
-        if delivered {
-            let mut entries = Vec::with_capacity(len_of(blocks.end - blocks.start));
-            for (number, block) in self.index.range(blocks.clone()) {
-                let arrived = self.index.arrived(number);
-                if arrived != 0 {
-                    entries.push(entry_of(number, block, block.dirty & !arrived));
-                }
-            }
-            // Before the slots can be used for anything else.
-            if let Err(error) = self.staging.commit(&entries) {
-                self.complain(&error);
-                delivered = false;
-            }
-        }
-        for number in blocks {
-            self.index.finish(number, delivered);
-        }
-        delivered
-    }
-
-    /// The dirty parts of `within`, at most `most` runs, and up to where they
-    /// are all of them.
-    pub fn dirty(&self, within: Range, most: usize) -> (Vec<Range>, u64) {
-        let mut found: Vec<Range> = Vec::new();
-        for (number, block) in self
-            .index
-            .range(within.start / BLOCK..within.end.div_ceil(BLOCK))
-        {
-            for (first, count) in runs(block.dirty) {
-                let start = number * BLOCK + (first * SECTOR) as u64;
-                let end = start + (count * SECTOR) as u64;
-                let full = found.len() == most;
-                match found.last_mut() {
-                    Some(last) if last.end == start => last.end = end,
-                    _ if full => return (found, start),
-                    _ => found.push(Range { start, end }),
-                }
-            }
-        }
-        (found, within.end)
-    }
 }
 
-fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<Entry>) {
+pub(super) fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<Entry>) {
     let entry = (dirty != 0).then_some(Entry {
         block: number,
         sequence: block.sequence,
@@ -662,8 +411,11 @@ fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<Entry>) {
 mod tests {
     use proptest::prelude::*;
 
+    use tokio::time::Duration;
+
     use super::*;
     use crate::volume::cache::budget::Budget;
+    use crate::volume::cache::index::Picked;
     use crate::volume::cache::layout::{BLOCK_LEN, Header};
 
     fn core(folder: &std::path::Path, slots: u32) -> Core {

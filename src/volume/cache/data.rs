@@ -14,14 +14,11 @@ use crate::blob::Range;
 use crate::device::{DeviceError, PAGE, ReadData, Segment};
 use crate::volume::Volume;
 use crate::volume::disk::{split, usize_from, whole_pages_around};
-use crate::volume::io::{Change, LARGEST_PIECE};
+use crate::volume::io::LARGEST_PIECE;
 use crate::volume::store::PageStore;
 
-/// Zeroes up to this long are staged like any other write.
-const STAGED_ZEROES: u64 = 64 << 10;
 /// Gaps up to this long between missing parts are read along with them.
 const READ_ALONG: u64 = 64 << 10;
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A registration of a read, ended when dropped.
 struct Watching<'a> {
@@ -38,14 +35,14 @@ impl Drop for Watching<'_> {
 
 /// A change in the store; unless [`Changing::done`], its outcome counts as
 /// unknown when dropped.
-struct Changing<'a> {
+pub(super) struct Changing<'a> {
     cache: &'a Arc<Cache>,
     id: u64,
     known: bool,
 }
 
 impl<'a> Changing<'a> {
-    async fn begin(cache: &'a Arc<Cache>, range: Range) -> Self {
+    pub(super) async fn begin(cache: &'a Arc<Cache>, range: Range) -> Self {
         let id = cache.with(move |core| core.begin_change(range)).await;
         Self {
             cache,
@@ -54,7 +51,7 @@ impl<'a> Changing<'a> {
         }
     }
 
-    fn done(mut self) {
+    pub(super) fn done(mut self) {
         self.known = true;
     }
 }
@@ -68,7 +65,7 @@ impl Drop for Changing<'_> {
     }
 }
 
-fn staging_failed(error: &io::Error) -> DeviceError {
+pub(super) fn staging_failed(error: &io::Error) -> DeviceError {
     DeviceError::Io(format!("staging file: {error}"))
 }
 
@@ -81,7 +78,7 @@ fn sections(range: Range) -> impl Iterator<Item = Range> {
     })
 }
 
-fn blocks_around(range: Range) -> Range {
+pub(super) fn blocks_around(range: Range) -> Range {
     Range {
         start: range.start / BLOCK * BLOCK,
         end: range.end.next_multiple_of(BLOCK),
@@ -106,7 +103,7 @@ fn reads(missing: &[Range]) -> Vec<Range> {
 }
 
 impl<S: PageStore> Volume<S> {
-    fn unfenced(&self) -> Result<(), DeviceError> {
+    pub(super) fn unfenced(&self) -> Result<(), DeviceError> {
         match self.io.standing.fenced() {
             Some(fenced) => Err(self.io.fenced(&fenced)),
             None => Ok(()),
@@ -401,128 +398,6 @@ impl<S: PageStore> Volume<S> {
             }
             return Ok(staged.bytes > 0);
         }
-    }
-
-    /// Makes any range read as zeroes.
-    pub(in crate::volume) async fn zero_cached(
-        &self,
-        cache: &Arc<Cache>,
-        range: Range,
-        fua: bool,
-    ) -> Result<(), DeviceError> {
-        self.unfenced()?;
-        if cache.stages() && !fua && range.len() <= STAGED_ZEROES {
-            let zeroes = Bytes::from_static(&ZEROES).slice(..usize_from(range.len()));
-            return self.write_cached(cache, range, zeroes, fua).await;
-        }
-        let (head, body, tail) = split(range);
-        for edge in [head, tail] {
-            if !edge.is_empty() {
-                let zeroes = Bytes::from_static(&ZEROES).slice(..usize_from(edge.len()));
-                self.write_cached(cache, edge, zeroes, fua).await?;
-            }
-        }
-        self.clear_cached(cache, body, fua).await
-    }
-
-    /// Gives whole pages back to the store.
-    pub(in crate::volume) async fn clear_cached(
-        &self,
-        cache: &Arc<Cache>,
-        body: Range,
-        fua: bool,
-    ) -> Result<(), DeviceError> {
-        self.unfenced()?;
-        if body.is_empty() {
-            return Ok(());
-        }
-        {
-            let _locked = self.locks.lock(blocks_around(body)).await;
-            let changing = Changing::begin(cache, body).await;
-            self.io.change(&Change::Clear(body)).await?;
-            let mut rest = body;
-            while !rest.is_empty() {
-                rest = cache
-                    .with(move |core| core.cleared(rest))
-                    .await
-                    .map_err(|error| staging_failed(&error))?;
-            }
-            changing.done();
-        }
-        self.make_durable(cache, fua).await
-    }
-
-    /// The dirty parts of `within`, as [`Core::dirty`].
-    pub(in crate::volume) async fn dirty(
-        &self,
-        cache: &Arc<Cache>,
-        within: Range,
-        most: usize,
-    ) -> (Vec<Range>, u64) {
-        cache.with(move |core| core.dirty(within, most)).await
-    }
-
-    /// After a change with FUA: on a disk, makes sure that a power cut cannot
-    /// bring back what was staged before it.
-    async fn make_durable(&self, cache: &Arc<Cache>, fua: bool) -> Result<(), DeviceError> {
-        if !fua || !cache.stages() || cache.memory {
-            return Ok(());
-        }
-        self.record_flushed(cache, None).await
-    }
-
-    async fn record_flushed(
-        &self,
-        cache: &Arc<Cache>,
-        through: Option<u64>,
-    ) -> Result<(), DeviceError> {
-        cache
-            .with(move |core| {
-                let through = through.unwrap_or(core.index.sequence());
-                if core.staging.header().flushed >= through {
-                    return Ok(());
-                }
-                core.staging.record(|header| header.flushed = through)
-            })
-            .await
-            .map_err(|error| staging_failed(&error))
-    }
-
-    /// Returns once the store has everything acknowledged before the call.
-    pub(in crate::volume) async fn flush_cached(
-        &self,
-        cache: &Arc<Cache>,
-    ) -> Result<(), DeviceError> {
-        let whole = Range::at(0, self.size);
-        self.io
-            .within_deadline("flush", whole, self.drain(cache))
-            .await
-    }
-
-    async fn drain(&self, cache: &Arc<Cache>) -> Result<(), DeviceError> {
-        let failures = cache.failures.load(std::sync::atomic::Ordering::Acquire);
-        let through = cache.with(Core::want_flushed).await;
-        loop {
-            let progress = cache.progress.notified();
-            tokio::pin!(progress);
-            progress.as_mut().enable();
-            self.unfenced()?;
-            if cache
-                .with(move |core| core.index.clean_through(through))
-                .await
-            {
-                break;
-            }
-            if cache.failures.load(std::sync::atomic::Ordering::Acquire) != failures {
-                return Err(cache.failure());
-            }
-            cache.work.notify_one();
-            progress.await;
-        }
-        if cache.memory || !cache.stages() {
-            return Ok(());
-        }
-        self.record_flushed(cache, Some(through)).await
     }
 }
 

@@ -50,9 +50,12 @@ mod budget;
 mod close;
 mod core;
 mod data;
+mod flush;
+mod follow;
 mod index;
 mod layout;
 mod recovery;
+mod send;
 mod staging;
 mod write_back;
 
