@@ -334,8 +334,6 @@ pub enum ErrorCode {
     StoreRefused,
     /// The store could not be reached or is in trouble.
     StoreUnreachable,
-    /// What was asked for does not exist in this version.
-    Unsupported,
     /// This node cannot attach: no driver, no privilege.
     NodeUnable,
     /// The kernel refused the device.
@@ -354,7 +352,7 @@ impl ErrorCode {
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
-            Self::InvalidRequest | Self::BadAccount | Self::Unsupported => 400,
+            Self::InvalidRequest | Self::BadAccount => 400,
             Self::Forbidden => 403,
             Self::NoSuchPath | Self::NotAttached | Self::NoSuchBlob => 404,
             Self::WrongMethod => 405,

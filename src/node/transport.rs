@@ -84,8 +84,8 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Serves the device that an earlier daemon made with the export's id, on
     /// the connections `parked` by it; new ones take the place of those that
-    /// are dead, and what waits in the kernel goes on. None when there is no such device. On an error the
-    /// device is as it was.
+    /// are dead, and what waits in the kernel goes on. None when there is no
+    /// such device. On an error the device is as it was.
     fn resume(
         &self,
         export: Export,
