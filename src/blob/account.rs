@@ -45,7 +45,7 @@ pub struct AccountConfig {
 /// [`Account::isolated`] gives a handle with a pool of its own, for work (such
 /// as lease renewal) that must not queue behind data.
 #[derive(Clone)]
-pub struct Account(Arc<AccountInner>);
+pub struct Account(pub(super) Arc<AccountInner>);
 
 /// One handle family: what all handles share, and this one's connections.
 pub(super) struct AccountInner {

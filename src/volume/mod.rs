@@ -6,15 +6,19 @@
 //! [`keeper`] renews the lease and raises the sequence number beside it.
 
 mod cache;
+mod copy;
 mod create;
 mod disk;
 mod gate;
+mod grow;
+mod intent;
 mod io;
 mod judge;
 mod keeper;
 mod open;
 mod patience;
 mod range_lock;
+mod snapshot;
 mod standing;
 mod store;
 mod trouble;
@@ -30,11 +34,14 @@ pub use cache::{
     Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Recover, SetAside, StagingInfo,
     StagingOptions, discard_staging, inspect_staging,
 };
-pub use create::{LARGEST_BLOB, check_size, create, delete};
+pub use copy::{Copied, CopyPlan, copy};
+pub use create::{LARGEST_BLOB, check_size, create, create_with, delete};
 use gate::Gate;
+pub use grow::{Disk, grow, inspect};
 use io::Io;
 use keeper::Keeper;
 use range_lock::RangeLock;
+pub use snapshot::{Snapshot, create_snapshot, delete_snapshot, list_snapshots, snapshot_name};
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
@@ -288,6 +295,8 @@ mod tests {
     fn futures_are_send(blob: &PageBlob, options: OpenOptions, volume: &Volume) {
         is_send(&create(blob, 512, Layout::Raw, Duration::ZERO));
         is_send(&delete(blob, Duration::ZERO));
+        is_send(&grow(blob, 512, Duration::ZERO));
+        is_send(&create_snapshot(blob, "a", Duration::ZERO));
         is_send(&volume.close());
         is_send(&Volume::open(blob.clone(), options));
     }
