@@ -1,6 +1,6 @@
 //! `dyskctl`: one file per command group. `attach`, `detach`, `list` and
-//! `status` are clients of the daemon; `create`, `delete` and `serve` go to
-//! the store themselves and need no daemon.
+//! `status` are clients of the daemon; `create`, `delete`, `resize`, `snapshot`
+//! and `serve` go to the store themselves and need no daemon.
 //!
 //! Standard output carries what was asked for and nothing else; an error is
 //! one line on standard error. Exit codes: 0, 1 (it failed), 2 (usage), 130
@@ -8,13 +8,16 @@
 
 mod account;
 mod attach;
+mod copy;
 mod detach;
 mod error;
 mod list;
 mod output;
 mod policy;
 mod provision;
+mod resize;
 mod serve;
+mod snapshot;
 mod target;
 mod version;
 
@@ -89,6 +92,11 @@ enum Command {
     Create(provision::CreateOptions),
     /// Delete a volume's blob and its snapshots
     Delete(provision::DeleteOptions),
+    /// Grow a volume that is not attached
+    Resize(resize::Options),
+    /// Take, list and delete snapshots of a volume
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Export a volume to NBD clients, without daemon or kernel
     Serve(serve::Options),
     /// Show the versions of dyskctl and dyskd
@@ -146,6 +154,8 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status(options) => list::status(global, options).await,
         Command::Create(options) => provision::create(global, options).await,
         Command::Delete(options) => provision::delete(global, options).await,
+        Command::Resize(options) => resize::run(global, options).await,
+        Command::Snapshot(command) => snapshot::run(global, command).await,
         Command::Serve(options) => serve::run(global, options).await,
         Command::Version => version::run(global).await,
     }
