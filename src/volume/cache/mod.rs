@@ -52,6 +52,7 @@ mod core;
 mod data;
 mod flush;
 mod follow;
+mod hand_over;
 mod index;
 mod layout;
 mod recovery;
@@ -65,9 +66,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinHandle;
 
 pub use budget::Budget;
+use recovery::Origin;
 pub use recovery::{StagingInfo, discard_staging, inspect_staging};
 pub(super) use recovery::{adopt, run, start, withdraw};
 
@@ -175,13 +176,15 @@ pub(super) struct Cache {
     failures: AtomicU64,
     last_failure: Mutex<String>,
     set_aside: Mutex<Option<SetAside>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Mutex<Option<write_back::Writer>>,
+    origin: Origin,
 }
 
 impl Cache {
-    fn new(mode: Caching, core: Core) -> Arc<Self> {
+    fn new(mode: Caching, core: Core, origin: Origin) -> Arc<Self> {
         Arc::new(Self {
             mode,
+            origin,
             memory: core.staging.in_memory(),
             core: Mutex::new(core),
             work: Notify::new(),

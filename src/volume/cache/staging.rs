@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, MemfdFlags, OFlags, memfd_create};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::layout::{BLOCK, ENTRY, Entry, HEADER, Header, TABLE_AT, data_at};
@@ -359,6 +359,19 @@ impl Staging {
         };
         std::fs::remove_file(path)?;
         self.sync_folder()?;
+        self.path = None;
+        Ok(())
+    }
+
+    /// Lets go of the file and its lock, for another process to open it.
+    /// Whatever is written here afterwards goes nowhere.
+    ///
+    /// # Errors
+    /// Nothing was let go of.
+    pub fn let_go(&mut self) -> io::Result<()> {
+        let nowhere = memfd_create("let-go", MemfdFlags::CLOEXEC)?;
+        // Not dup'ed anywhere: closing it gives the lock back.
+        self.file = File::from(nowhere);
         self.path = None;
         Ok(())
     }
