@@ -63,28 +63,10 @@ async fn run<S: PageStore>(weak: Weak<Volume<S>>, cache: Arc<Cache>) {
                 None => std::future::pending().await,
             }
         };
+        // In this order: what is rare first, so that nothing is starved, and
+        // the same each time.
         tokio::select! {
-            Some(joined) = jobs.join_next(), if !jobs.is_empty() => match joined {
-                Ok((size, delivered)) => {
-                    bytes -= size;
-                    if !delivered {
-                        paused_until = Some(Instant::now() + PAUSE);
-                    }
-                }
-                Err(error) => {
-                    // Its blocks would stay picked for ever.
-                    standing.fence(format!("internal error in the write-back: {error}"));
-                }
-            },
-            () = resume => paused_until = None,
-            () = cache.work.notified() => {}
-            _ = tick.tick() => {
-                if weak.strong_count() == 0 {
-                    return;
-                }
-                let now = Instant::now();
-                cache.with(move |core| core.tick(now, AGE)).await;
-            }
+            biased;
             news = standing.news(recorded) => match news {
                 Ok(number) => {
                     recorded = number;
@@ -102,6 +84,27 @@ async fn run<S: PageStore>(weak: Weak<Volume<S>>, cache: Arc<Cache>) {
                     return;
                 }
             },
+            () = resume => paused_until = None,
+            _ = tick.tick() => {
+                if weak.strong_count() == 0 {
+                    return;
+                }
+                let now = Instant::now();
+                cache.with(move |core| core.tick(now, AGE)).await;
+            }
+            Some(joined) = jobs.join_next(), if !jobs.is_empty() => match joined {
+                Ok((size, delivered)) => {
+                    bytes -= size;
+                    if !delivered {
+                        paused_until = Some(Instant::now() + PAUSE);
+                    }
+                }
+                Err(error) => {
+                    // Its blocks would stay picked for ever.
+                    standing.fence(format!("internal error in the write-back: {error}"));
+                }
+            },
+            () = cache.work.notified() => {}
         }
     }
 }
