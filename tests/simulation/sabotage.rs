@@ -71,7 +71,7 @@ fn one_by_one(events: &[(Duration, Event)]) -> bool {
         match event {
             Event::Invoked { .. } => under_way += 1,
             Event::Done { .. } | Event::Ended { .. } => under_way -= 1,
-            Event::Opened { .. } | Event::Noted { .. } => {}
+            Event::Opened { .. } | Event::Closed { .. } | Event::Noted { .. } => {}
         }
         under_way <= 1
     })

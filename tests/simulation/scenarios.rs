@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dysk::blob::LeaseId;
-use dysk::volume::{OpenOptions, Volume};
+use dysk::volume::{Caching, OpenOptions, Recover, Volume};
 use tokio::runtime::Handle;
 
 use crate::check::Event;
@@ -25,6 +25,8 @@ const OPENING: Opening = Opening {
     wait: Duration::from_secs(80),
     attempt_deadline: Duration::from_secs(3),
     io_deadline: None,
+    caching: Caching::None,
+    recover: Recover::Replay,
 };
 const OPEN: Action = Action::Open(OPENING, GiveUp::Never);
 
