@@ -71,6 +71,8 @@ pub struct OpenOptions {
     /// The lease is ours already: an earlier daemon of this node took it and
     /// died. It is renewed rather than acquired, and stays when opening fails.
     pub resume: bool,
+    /// Write back nothing of what was staged before [`Volume::go_on`].
+    pub hold_back: bool,
     /// Break somebody else's lease first.
     pub break_lease: bool,
     /// The lease id to take, fresh at each attach.
@@ -99,6 +101,7 @@ impl OpenOptions {
             caching: Caching::None,
             staging: StagingOptions::default(),
             resume: false,
+            hold_back: false,
             break_lease: false,
             lease,
             attempt_deadline: DEFAULT_ATTEMPT_DEADLINE,

@@ -411,7 +411,9 @@ fn volume<S: PageStore>(
         learned.cache.clone(),
         keeper,
     ));
-    cache::run(&volume);
+    if !options.hold_back {
+        cache::run(&volume);
+    }
     volume
 }
 

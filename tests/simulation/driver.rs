@@ -61,7 +61,7 @@ pub fn run(plan: &Plan, sabotage: Option<Sabotage>, traced: bool) -> Outcome {
         let mut world = lock(&world);
         tally.troubled = world.troubled.len() as u64;
         tally.late = world.late;
-        let points = world.points;
+        let points = driver.points;
         Outcome {
             points,
             failure,
@@ -138,6 +138,8 @@ pub struct Driver<'a> {
     following: Vec<(Duration, Step)>,
     /// What the daemons that fell held.
     fallen: [Option<Held>; NODES],
+    /// How many moments each node had to die in.
+    points: [u32; NODES + 1],
     /// Who opened the volume last.
     pub line: Option<Line>,
     /// What each opening holds, or tried to.
@@ -158,6 +160,7 @@ impl<'a> Driver<'a> {
             tasks: Vec::new(),
             following: Vec::new(),
             fallen: [None; NODES],
+            points: [0; NODES + 1],
             line: None,
             caching: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -226,6 +229,7 @@ impl<'a> Driver<'a> {
                 () = sleep_until(next) => {}
             }
         }
+        self.points = lock(&self.world).last_points();
         self.judge().await
     }
 

@@ -95,18 +95,6 @@ impl Disk {
             locked(data).locked = None;
         }
     }
-
-    /// Files set aside.
-    pub fn aside(&self) -> usize {
-        let aside = |path: &&PathBuf| path.extension().is_some_and(|name| name == "aside");
-        self.names.keys().filter(aside).count()
-    }
-
-    /// Files that an attach would look at.
-    pub fn staged(&self) -> usize {
-        let staged = |path: &&PathBuf| path.extension().is_some_and(|name| name == "staging");
-        self.names.keys().filter(staged).count()
-    }
 }
 
 pub type SharedDisk = Arc<Mutex<Disk>>;

@@ -4,6 +4,7 @@
 
 mod blob;
 mod check;
+mod cuts;
 mod driver;
 mod ending;
 mod fate;

@@ -17,10 +17,10 @@ use crate::shrink;
 use crate::store::SimStore;
 use crate::world::{Sabotage, World};
 
-const MS: Duration = Duration::from_millis(1);
-const S: Duration = Duration::from_secs(1);
+pub const MS: Duration = Duration::from_millis(1);
+pub const S: Duration = Duration::from_secs(1);
 
-const OPENING: Opening = Opening {
+pub const OPENING: Opening = Opening {
     break_lease: false,
     wait: Duration::from_secs(80),
     attempt_deadline: Duration::from_secs(3),
@@ -28,18 +28,18 @@ const OPENING: Opening = Opening {
     caching: Caching::None,
     recover: Recover::Replay,
 };
-const OPEN: Action = Action::Open(OPENING, GiveUp::Never);
+pub const OPEN: Action = Action::Open(OPENING, GiveUp::Never);
 
-fn io(io: Io) -> Action {
+pub fn io(io: Io) -> Action {
     Action::Io(io, GiveUp::Never)
 }
 
-fn cells(first: u32, count: u32) -> Cells {
+pub fn cells(first: u32, count: u32) -> Cells {
     Cells { first, count }
 }
 
 /// The troubles of a scene from `from` on: none, or one kind all the time.
-fn troubles(from: Duration) -> Vec<Vec<Rule>> {
+pub fn troubles(from: Duration) -> Vec<Vec<Rule>> {
     let kinds = [
         Trouble::Throttle,
         Trouble::ServerError,
@@ -61,7 +61,7 @@ fn troubles(from: Duration) -> Vec<Vec<Rule>> {
     [vec![Vec::new()], rules.to_vec()].concat()
 }
 
-fn sound(plan: &Plan) -> Vec<Event> {
+pub fn sound(plan: &Plan) -> Vec<Event> {
     let mut events = Vec::new();
     let wrong = shrink::failure(plan, None, |outcome| {
         events = outcome

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 use dysk::blob::{LeaseId, StorageError};
 use dysk::device::{BlockDevice, DeviceError};
-use dysk::volume::{Budget, Caching, OpenError, OpenOptions, StagingOptions, Volume};
+use dysk::volume::{Budget, OpenError, OpenOptions, StagingOptions, Volume};
 use tokio::runtime::Handle;
 
 use crate::check::changes;
@@ -24,7 +24,6 @@ pub struct Session {
     pub id: u32,
     pub held: Held,
     pub volumes: Vec<SimVolume>,
-    pub caching: Caching,
     pub sabotage: Option<Sabotage>,
     pub io_deadline: bool,
     pub ending: Arc<AtomicBool>,
@@ -104,7 +103,6 @@ pub async fn open(
         id,
         held,
         volumes,
-        caching: opening.caching,
         sabotage,
         io_deadline: opening.io_deadline.is_some(),
         ending: Arc::new(AtomicBool::new(false)),

@@ -147,6 +147,12 @@ impl World {
         true
     }
 
+    /// The plan has been carried out: nothing dies any more.
+    pub fn last_points(&mut self) -> [u32; NODES + 1] {
+        self.cuts.clear();
+        self.points
+    }
+
     /// Nothing of what is open on the node does anything any more.
     pub fn bury(&mut self, node: usize) {
         let here = self.openings.iter().filter(|(on, _)| *on == node);

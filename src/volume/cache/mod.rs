@@ -53,6 +53,7 @@ mod data;
 mod files;
 mod flush;
 mod follow;
+mod hand_over;
 mod index;
 mod layout;
 mod recovery;
@@ -66,10 +67,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinHandle;
 
 pub use budget::Budget;
 pub use files::{StagingFile, StagingFiles, System};
+use recovery::Origin;
 pub use recovery::{StagingInfo, discard_staging, inspect_staging};
 pub(super) use recovery::{adopt, run, start, withdraw};
 
@@ -200,13 +201,15 @@ pub(super) struct Cache {
     failures: AtomicU64,
     last_failure: Mutex<String>,
     set_aside: Mutex<Option<SetAside>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Mutex<Option<write_back::Writer>>,
+    origin: Origin,
 }
 
 impl Cache {
-    fn new(mode: Caching, core: Core) -> Arc<Self> {
+    fn new(mode: Caching, core: Core, origin: Origin) -> Arc<Self> {
         Arc::new(Self {
             mode,
+            origin,
             memory: core.staging.in_memory(),
             may_wait: core.staging.may_wait(),
             core: Mutex::new(core),

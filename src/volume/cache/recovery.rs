@@ -336,26 +336,68 @@ pub(in crate::volume) async fn start(
     if mode == Caching::None {
         return Ok(None);
     }
-    let path = path_of(address, &options.staging);
-    let lease = options.lease.as_str().to_owned();
-    let made = {
-        let (path, address) = (path.clone(), address.to_string());
-        let staging = options.staging.clone();
-        blocking(&options.staging, move || match adopted {
-            Some(adopted) => resume(adopted, &staging, number),
-            None => create(
-                &path,
-                address,
-                lease,
-                &staging,
-                number,
-                mode == Caching::ReadWrite,
-            ),
+    let origin = Origin {
+        path: path_of(address, &options.staging),
+        address: address.clone(),
+        lease: options.lease.as_str().to_owned(),
+        staging: options.staging.clone(),
+    };
+    let (from, named) = (origin.clone(), mode == Caching::ReadWrite);
+    let made = blocking(&options.staging, move || match adopted {
+        Some(adopted) => resume(adopted, &from.staging, number),
+        None => from.create(number, named),
+    })
+    .await;
+    let core = made.map_err(|error| file_error(address, &origin.path, &error))?;
+    Ok(Some(Cache::new(mode, core, origin)))
+}
+
+/// What a volume's staging file is made or opened again from.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    path: PathBuf,
+    address: BlobAddress,
+    lease: String,
+    staging: StagingOptions,
+}
+
+impl Origin {
+    fn create(self, number: u64, named: bool) -> io::Result<Core> {
+        let address = self.address.to_string();
+        create(
+            &self.path,
+            address,
+            self.lease,
+            &self.staging,
+            number,
+            named,
+        )
+    }
+
+    /// The file as it is now, after somebody else had it; a new one when that
+    /// one found nothing unflushed in it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] while the other one has it open;
+    /// otherwise as [`start`].
+    pub(super) async fn open_again(&self, number: u64) -> io::Result<Core> {
+        let origin = self.clone();
+        let options = self.staging.clone();
+        blocking(&options, move || {
+            let survives = origin.staging.survives_power_cut;
+            let files = &origin.staging.files;
+            match open_and_read(files, &origin.path, survives, Recover::Replay)? {
+                Some(found) => {
+                    let boot = boot(&origin.staging)?;
+                    let volume = digest(&origin.address.to_string());
+                    let adopted = take_up(found, volume, origin.lease, boot)?;
+                    resume(adopted, &origin.staging, number)
+                }
+                None => origin.create(number, true),
+            }
         })
         .await
-    };
-    let core = made.map_err(|error| file_error(address, &path, &error))?;
-    Ok(Some(Cache::new(mode, core)))
+    }
 }
 
 fn create(

@@ -5,10 +5,13 @@
 //! that is the commit. Neither lies across pages, and a pwrite within one page
 //! is not cut short by SIGKILL.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::files::{StagingFile, StagingFiles};
 use super::layout::{BLOCK, ENTRY, Entry, HEADER, Header, TABLE_AT, data_at};
@@ -326,6 +329,19 @@ impl Staging {
         };
         self.files.remove(path)?;
         self.sync_folder()?;
+        self.path = None;
+        Ok(())
+    }
+
+    /// Lets go of the file and its lock, for another process to open it.
+    /// Whatever is written here afterwards goes nowhere.
+    ///
+    /// # Errors
+    /// Nothing was let go of.
+    pub fn let_go(&mut self) -> io::Result<()> {
+        let nowhere = memfd_create("let-go", MemfdFlags::CLOEXEC)?;
+        // Not dup'ed anywhere: closing it gives the lock back.
+        self.file = Box::new(File::from(nowhere));
         self.path = None;
         Ok(())
     }
