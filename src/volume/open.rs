@@ -463,7 +463,9 @@ fn volume<S: PageStore>(
         learned.cache.clone(),
         keeper,
     ));
-    cache::run(&volume);
+    if !options.hold_back {
+        cache::run(&volume);
+    }
     volume
 }
 
