@@ -40,7 +40,7 @@ impl Answer {
 /// A command that runs in a guest.
 pub struct Pending {
     command: String,
-    answer: Receiver<Answer>,
+    answer: Mutex<Receiver<Answer>>,
 }
 
 impl Pending {
@@ -50,7 +50,7 @@ impl Pending {
     ///
     /// When there is none within `limit`.
     pub fn answer(&self, limit: Duration) -> Option<Answer> {
-        match self.answer.recv_timeout(limit) {
+        match locked(&self.answer).recv_timeout(limit) {
             Ok(answer) => Some(answer),
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => panic!("not within {limit:?}: {}", self.command),
@@ -59,7 +59,10 @@ impl Pending {
 
     /// Whether it still runs.
     pub fn is_running(&self) -> bool {
-        matches!(self.answer.try_recv(), Err(mpsc::TryRecvError::Empty))
+        matches!(
+            locked(&self.answer).try_recv(),
+            Err(mpsc::TryRecvError::Empty)
+        )
     }
 }
 
@@ -198,7 +201,7 @@ impl Guest {
         sent.unwrap_or_else(|error| panic!("{}: {error}", self.name));
         Pending {
             command: format!("{}: {command}", self.name),
-            answer,
+            answer: Mutex::new(answer),
         }
     }
 
