@@ -264,6 +264,23 @@ impl Guest {
         std::fs::read_to_string(self.results.path().join("dyskd.log")).unwrap_or_default()
     }
 
+    /// What the guest is busy with, if it still answers.
+    fn tell_what_runs(&self) {
+        let Some(line) = self.line.get() else { return };
+        let (sender, answer) = mpsc::channel();
+        if let Some(waiting) = locked(&line.waiting).as_mut() {
+            waiting.insert(u64::MAX, sender);
+        }
+        let command = "ps -eo pid,stat,wchan:20,args | grep -v '\\]$'; dyskctl status -o json";
+        let order = format!("{}\n", json!({"id": u64::MAX, "command": command}));
+        if locked(&line.out).write_all(order.as_bytes()).is_ok() {
+            match answer.recv_timeout(Duration::from_secs(20)) {
+                Ok(answer) => eprintln!("--- {}:\n{}", self.name, answer.out),
+                Err(_) => eprintln!("--- {}: does not answer", self.name),
+            }
+        }
+    }
+
     /// The kernel must not have seen an I/O error or worse.
     pub fn no_kernel_errors(&self) {
         let seen =
@@ -278,6 +295,7 @@ impl Drop for Guest {
             return;
         }
         if std::thread::panicking() {
+            self.tell_what_runs();
             for file in ["guest.log", "dyskd.log", "console.log"] {
                 let text = std::fs::read_to_string(self.results.path().join(file));
                 let text = text.unwrap_or_default();
