@@ -15,7 +15,7 @@ fn more_than_memory(caching: &str) {
     let endpoint = lane::seen_by_guest(&store.endpoint());
     lane::run(
         "6.12",
-        &["--memory", "448", "--timeout", "600"],
+        &["--memory", "288", "--timeout", "600"],
         "memory",
         &[caching, &endpoint],
     );

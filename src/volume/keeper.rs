@@ -218,6 +218,7 @@ async fn keep<S: PageStore>(
             raised
         } else {
             tokio::select! {
+                biased;
                 () = standing.wished() => {}
                 () = tokio::time::sleep_until(renew_at) => {}
                 changed = stop.changed() => if changed.is_err() { break },
@@ -230,6 +231,7 @@ async fn keep<S: PageStore>(
             Err(error) => {
                 warn!("{error}: trying again");
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(backoff.pause(error.retry_after)) => {}
                     changed = stop.changed() => if changed.is_err() { break },
                 }

@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use cache::Cache;
 pub use cache::{
-    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Recover, SetAside, StagingInfo,
-    StagingOptions, discard_staging, inspect_staging,
+    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Recover, SetAside, StagingFile,
+    StagingFiles, StagingInfo, StagingOptions, System, discard_staging, inspect_staging,
 };
 pub use create::{LARGEST_BLOB, check_size, create, delete};
 use gate::Gate;

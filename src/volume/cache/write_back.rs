@@ -86,29 +86,11 @@ async fn run<S: PageStore>(
                 None => std::future::pending().await,
             }
         };
+        // In this order: what is rare first, so that nothing is starved, and
+        // the same each time.
         tokio::select! {
+            biased;
             _ = &mut stopped => return jobs.shutdown().await,
-            Some(joined) = jobs.join_next(), if !jobs.is_empty() => match joined {
-                Ok((size, delivered)) => {
-                    bytes -= size;
-                    if !delivered {
-                        paused_until = Some(Instant::now() + PAUSE);
-                    }
-                }
-                Err(error) => {
-                    // Its blocks would stay picked for ever.
-                    standing.fence(format!("internal error in the write-back: {error}"));
-                }
-            },
-            () = resume => paused_until = None,
-            () = cache.work.notified() => {}
-            _ = tick.tick() => {
-                if weak.strong_count() == 0 {
-                    return;
-                }
-                let now = Instant::now();
-                cache.with(move |core| core.tick(now, AGE)).await;
-            }
             news = standing.news(recorded) => match news {
                 Ok(number) => {
                     recorded = number;
@@ -126,6 +108,27 @@ async fn run<S: PageStore>(
                     return;
                 }
             },
+            () = resume => paused_until = None,
+            _ = tick.tick() => {
+                if weak.strong_count() == 0 {
+                    return;
+                }
+                let now = Instant::now();
+                cache.with(move |core| core.tick(now, AGE)).await;
+            }
+            Some(joined) = jobs.join_next(), if !jobs.is_empty() => match joined {
+                Ok((size, delivered)) => {
+                    bytes -= size;
+                    if !delivered {
+                        paused_until = Some(Instant::now() + PAUSE);
+                    }
+                }
+                Err(error) => {
+                    // Its blocks would stay picked for ever.
+                    standing.fence(format!("internal error in the write-back: {error}"));
+                }
+            },
+            () = cache.work.notified() => {}
         }
     }
 }
