@@ -126,6 +126,7 @@ impl Task {
         self.go_on()?;
 
         self.stage.send_replace(Stage::Connecting);
+        detach::tell_udev(&self.registry, &self.entry).await;
         let export = Export {
             id: self.entry.id.clone(),
             name: request.name.to_string(),

@@ -75,10 +75,12 @@ pub(super) fn begin(registry: &Registry, record: Record, inherited: Option<Inher
     tokio::spawn(recovery.run());
 }
 
-/// What a running daemon handed over: its volume, opened again here, and its
-/// connections.
+/// What an earlier daemon handed over.
+#[derive(Default)]
 pub(super) struct Inherited {
-    pub volume: Arc<Volume>,
+    /// The volume, where it is open here already.
+    pub volume: Option<Arc<Volume>>,
+    /// The connections.
     pub parked: Vec<Parked>,
 }
 
@@ -157,10 +159,11 @@ impl Recovery {
         self.parts.device_path = Some(device.path().to_owned());
         // Not served; what a detach needs if this is given up.
         self.parts.device = Some(device);
-        let (volume, parked) = match self.inherited.take() {
-            Some(Inherited { volume, parked }) => (volume, parked),
+        let Inherited { volume, parked } = self.inherited.take().unwrap_or_default();
+        let volume = match volume {
+            Some(volume) => volume,
             None => match self.open().await {
-                Ok(volume) => (volume, Vec::new()),
+                Ok(volume) => volume,
                 Err(GivenUp) => return End::GivenUp,
             },
         };
@@ -259,6 +262,7 @@ impl Recovery {
     /// served already, so a failure is told and no more.
     async fn link(&mut self) {
         let name = self.record.request.name.clone();
+        detach::tell_udev(&self.registry, &self.entry).await;
         let Some(device) = self.parts.device_path.clone() else {
             return;
         };

@@ -27,7 +27,7 @@ use super::admission;
 use super::api::{AttachRequest, Attachment, Detached, ErrorCode, Stage};
 use super::entry::{Detaching, Entry, Parts, Phase};
 use super::error::NodeError;
-use super::link::Links;
+use super::link::{Links, Names};
 use super::name::AttachmentName;
 use super::policy::Staging;
 use super::record::{Record, Records};
@@ -45,6 +45,7 @@ pub(super) struct Shared {
     pub transport: Arc<dyn Transport>,
     pub records: Records,
     pub links: Links,
+    pub names: Names,
     pub staging: Staging,
     table: Mutex<Table>,
     /// Poked at every change of a phase.
@@ -111,12 +112,14 @@ impl Registry {
         transport: Arc<dyn Transport>,
         records: Records,
         links: Links,
+        names: Names,
         staging: Staging,
     ) -> Self {
         Self(Arc::new(Shared {
             transport,
             records,
             links,
+            names,
             staging,
             table: Mutex::default(),
             changed: watch::Sender::new(()),
@@ -387,6 +390,11 @@ impl Registry {
     /// The entries now.
     pub(super) fn entries(&self) -> Vec<Entry> {
         self.0.lock().entries.values().cloned().collect()
+    }
+
+    /// What `look` sees in the table now.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Table) -> T) -> T {
+        look(&self.0.lock())
     }
 
     /// Waits until the table satisfies `condition`.

@@ -34,6 +34,7 @@ pub use create::{LARGEST_BLOB, check_size, create, delete};
 use gate::Gate;
 use io::Io;
 use keeper::Keeper;
+pub use keeper::answers as keepers_answer;
 use range_lock::RangeLock;
 pub use store::PageStore;
 
