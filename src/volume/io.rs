@@ -16,6 +16,7 @@ use super::store::PageStore;
 use super::trouble::Trouble;
 use crate::blob::retry::Backoff;
 use crate::blob::{Attempt, Checksum, Conditions, LeaseId, Range, StorageError};
+use crate::caller::unless_gone;
 use crate::device::{DeviceError, ReadData};
 
 /// The most that one Put Page takes, and the most that one read asks for.
@@ -118,7 +119,7 @@ impl<S: PageStore> Io<S> {
     /// As [`Io::read`] and [`Io::change`].
     pub async fn read_to_change(&self, range: Range) -> Result<ReadData, DeviceError> {
         let read = async {
-            let owed = self.standing.nothing_owed().await;
+            let owed = unless_gone(self.standing.nothing_owed()).await?;
             owed.map_err(|fenced| self.fenced(&fenced))?;
             self.read_settled(range).await
         };
@@ -192,7 +193,7 @@ impl<S: PageStore> Io<S> {
         match verdict {
             Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                 self.trouble.waiting(error, "reading again");
-                pace.pause(verdict, error).await;
+                unless_gone(pace.pause(verdict, error)).await?;
                 match self.standing.fenced() {
                     Some(fenced) => Err(self.fenced(&fenced)),
                     None => Ok(()),
@@ -206,7 +207,8 @@ impl<S: PageStore> Io<S> {
     /// is committed.
     ///
     /// # Errors
-    /// The volume is fenced, or what waiting cannot mend; see [`judge::write`].
+    /// The volume is fenced, what waiting cannot mend (see [`judge::write`]),
+    /// or the caller has gone while nothing was under way.
     pub async fn change(&self, change: &Change) -> Result<(), DeviceError> {
         let range = change.range();
         self.within_deadline("write", range, self.change_settled(change))
@@ -243,10 +245,8 @@ impl<S: PageStore> Io<S> {
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
         let mut pace = Pace::default();
         loop {
-            let unsettled = self
-                .standing
-                .begin()
-                .await
+            let unsettled = unless_gone(self.standing.begin())
+                .await?
                 .map_err(|fenced| self.fenced(&fenced))?;
             let error = match self.attempt(change, unsettled.less_than()).await {
                 Ok(()) => {
@@ -262,28 +262,28 @@ impl<S: PageStore> Io<S> {
                         .waiting(&error, "outcome unknown, raising the fence");
                     let bound = unsettled.bound();
                     // Until the raise is certain, `unsettled` stands for the
-                    // write that may still happen.
-                    let raised = self.standing.raise_past(bound).await;
+                    // write that may still happen; left here, it is a debt.
+                    let raised = unless_gone(self.standing.raise_past(bound)).await?;
                     if raised.is_ok() {
                         unsettled.settle();
-                        pace.pause(verdict, &error).await;
+                        unless_gone(pace.pause(verdict, &error)).await?;
                     }
                     raised
                 }
                 Verdict::Refence => {
                     let bound = unsettled.bound();
                     unsettled.settle();
-                    self.standing.raise_past(bound).await
+                    unless_gone(self.standing.raise_past(bound)).await?
                 }
                 Verdict::ConfirmLease => {
                     unsettled.settle();
                     self.trouble.waiting(&error, "confirming the lease");
-                    self.standing.confirm_lease().await
+                    unless_gone(self.standing.confirm_lease()).await?
                 }
                 Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                     unsettled.settle();
                     self.trouble.waiting(&error, "writing again");
-                    pace.pause(verdict, &error).await;
+                    unless_gone(pace.pause(verdict, &error)).await?;
                     Ok(())
                 }
                 Verdict::Gone => {
