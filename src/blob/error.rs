@@ -228,6 +228,8 @@ fn status_advice(status: u16, code: &str) -> Advice {
             Advice::Reauthenticate
         }
         (500 | 502 | 504 | 408, _) => Advice::Retry,
+        // Damaged on its way, and refused: what is sent again may arrive whole.
+        (400, "Md5Mismatch" | "Crc64Mismatch") => Advice::Retry,
         _ => Advice::GiveUp,
     }
 }

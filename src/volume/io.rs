@@ -18,6 +18,7 @@ use super::store::PageStore;
 use super::trouble::Trouble;
 use crate::blob::retry::Backoff;
 use crate::blob::{Attempt, Checksum, Conditions, LeaseId, Range, StorageError};
+use crate::caller::unless_gone;
 use crate::device::{DeviceError, ReadData};
 
 /// The most that one Put Page takes, and the most that one read asks for.
@@ -129,7 +130,7 @@ impl<S: PageStore> Io<S> {
     /// As [`Io::read`] and [`Io::change`].
     pub async fn read_to_change(&self, range: Range) -> Result<ReadData, DeviceError> {
         let read = async {
-            let owed = self.standing.nothing_owed().await;
+            let owed = unless_gone(self.standing.nothing_owed()).await?;
             owed.map_err(|fenced| self.fenced(&fenced))?;
             self.read_settled(range).await
         };
@@ -208,7 +209,7 @@ impl<S: PageStore> Io<S> {
         match verdict {
             Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                 self.waits(verdict, error, "reading again");
-                pauses.pause(verdict, error).await;
+                unless_gone(pauses.pause(verdict, error)).await?;
                 match self.standing.fenced() {
                     Some(fenced) => Err(self.fenced(&fenced)),
                     None => Ok(()),
@@ -244,7 +245,8 @@ impl<S: PageStore> Io<S> {
     /// is committed.
     ///
     /// # Errors
-    /// The volume is fenced, or what waiting cannot mend; see [`judge::write`].
+    /// The volume is fenced, what waiting cannot mend (see [`judge::write`]),
+    /// or the caller has gone while nothing was under way.
     pub async fn change(&self, change: &Change) -> Result<(), DeviceError> {
         let range = change.range();
         self.within_deadline("write", range, self.change_settled(change))
@@ -282,11 +284,9 @@ impl<S: PageStore> Io<S> {
         let mut pauses = Pauses::default();
         loop {
             // Before the bound is drawn: what only waits here is owed to nobody.
-            let permit = self.permit(change.bytes(), pauses.again()).await?;
-            let unsettled = self
-                .standing
-                .begin()
-                .await
+            let permit = unless_gone(self.permit(change.bytes(), pauses.again())).await??;
+            let unsettled = unless_gone(self.standing.begin())
+                .await?
                 .map_err(|fenced| self.fenced(&fenced))?;
             let attempt = self.attempt(change, unsettled.less_than()).await;
             permit.settle(&attempt);
@@ -305,28 +305,28 @@ impl<S: PageStore> Io<S> {
                         .waiting(&error, "outcome unknown, raising the fence");
                     let bound = unsettled.bound();
                     // Until the raise is certain, `unsettled` stands for the
-                    // write that may still happen.
-                    let raised = self.standing.raise_past(bound).await;
+                    // write that may still happen; left here, it is a debt.
+                    let raised = unless_gone(self.standing.raise_past(bound)).await?;
                     if raised.is_ok() {
                         unsettled.settle();
-                        pauses.pause(verdict, &error).await;
+                        unless_gone(pauses.pause(verdict, &error)).await?;
                     }
                     raised
                 }
                 Verdict::Refence => {
                     let bound = unsettled.bound();
                     unsettled.settle();
-                    self.standing.raise_past(bound).await
+                    unless_gone(self.standing.raise_past(bound)).await?
                 }
                 Verdict::ConfirmLease => {
                     unsettled.settle();
                     self.trouble.waiting(&error, "confirming the lease");
-                    self.standing.confirm_lease().await
+                    unless_gone(self.standing.confirm_lease()).await?
                 }
                 Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                     unsettled.settle();
                     self.waits(verdict, &error, "writing again");
-                    pauses.pause(verdict, &error).await;
+                    unless_gone(pauses.pause(verdict, &error)).await?;
                     Ok(())
                 }
                 Verdict::Gone => {

@@ -134,6 +134,8 @@ mod tests {
             (status(403, "AuthorizationFailure"), Verdict::Blocked),
             (status(404, "BlobNotFound"), Verdict::Gone),
             (status(416, "InvalidPageRange"), Verdict::Failed),
+            (status(400, "Md5Mismatch"), Verdict::Replay),
+            (status(400, "Crc64Mismatch"), Verdict::Replay),
         ] {
             assert_eq!(write(&failure), verdict, "{failure}");
         }
