@@ -219,7 +219,7 @@ impl Recovery {
         let work = async move {
             tokio::select! {
                 biased;
-                opened = open_again(&record, &staging) => Ok(opened),
+                opened = open_again(&record, &staging, false) => Ok(opened),
                 _ = cancelled.wait_for(|cancelled| *cancelled) => Err(GivenUp),
             }
         };
@@ -308,9 +308,13 @@ impl Recovery {
 
 /// Opens the volume of a record under its lease; fenced when that is somebody
 /// else's by now. Dropped or failed, the lease is as it was.
+///
+/// `hold_back`: what is staged is not written back yet, see
+/// [`OpenOptions::hold_back`].
 pub(super) async fn open_again(
     record: &Record,
     staging: &Staging,
+    hold_back: bool,
 ) -> Result<Arc<Volume>, NodeError> {
     let request = &record.request;
     let (_, blob) = account::open_blob(&request.account, &request.container, &request.blob).await?;
@@ -321,6 +325,7 @@ pub(super) async fn open_again(
         read_only: request.read_only,
         resume: true,
         pace: Some(account::pace(&request.account)),
+        hold_back,
         ..request.policy.open_options(lease, staging)
     };
     let known = record.size.zip(record.layout);

@@ -205,6 +205,7 @@ async fn keep<S: PageStore>(
             raised
         } else {
             tokio::select! {
+                biased;
                 () = standing.wished() => {}
                 () = tokio::time::sleep_until(renew_at) => {}
                 changed = stop.changed() => if changed.is_err() { break },
@@ -223,6 +224,7 @@ async fn keep<S: PageStore>(
                 }
                 warn!("{error}: trying again");
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(backoff.pause(error.retry_after)) => {}
                     changed = stop.changed() => if changed.is_err() { break },
                 }

@@ -29,8 +29,8 @@ use serde::{Deserialize, Serialize};
 
 use cache::Cache;
 pub use cache::{
-    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Recover, SetAside, StagingInfo,
-    StagingOptions, discard_staging, inspect_staging,
+    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Recover, SetAside, StagingFile,
+    StagingFiles, StagingInfo, StagingOptions, System, discard_staging, inspect_staging,
 };
 pub use create::{LARGEST_BLOB, check_size, create, delete};
 use gate::Gate;
@@ -74,6 +74,8 @@ pub struct OpenOptions {
     /// The lease is ours already: an earlier daemon of this node took it and
     /// died. It is renewed rather than acquired, and stays when opening fails.
     pub resume: bool,
+    /// Write back nothing of what was staged before [`Volume::go_on`].
+    pub hold_back: bool,
     /// Break somebody else's lease first.
     pub break_lease: bool,
     /// The lease id to take, fresh at each attach.
@@ -105,6 +107,7 @@ impl OpenOptions {
             caching: Caching::None,
             staging: StagingOptions::default(),
             resume: false,
+            hold_back: false,
             break_lease: false,
             lease,
             attempt_deadline: DEFAULT_ATTEMPT_DEADLINE,

@@ -412,7 +412,9 @@ fn volume<S: PageStore>(
         learned.cache.clone(),
         keeper,
     ));
-    cache::run(&volume);
+    if !options.hold_back {
+        cache::run(&volume);
+    }
     volume
 }
 

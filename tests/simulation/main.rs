@@ -4,11 +4,14 @@
 
 mod blob;
 mod check;
+mod cuts;
 mod driver;
 mod ending;
 mod fate;
+mod files;
 mod outcome;
 mod plan;
+mod register;
 mod sabotage;
 mod scenarios;
 mod session;

@@ -1,8 +1,9 @@
 //! Runs guest scripts on the kernels of the lane, with the binaries just built.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const REPO: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -10,10 +11,15 @@ const REPO: &str = env!("CARGO_MANIFEST_DIR");
 /// gives without starving both.
 static LANE: Mutex<()> = Mutex::new(());
 
+/// Waits until no other test of this binary runs guests.
+pub fn alone() -> MutexGuard<'static, ()> {
+    LANE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs `tests/kernel/guest/SCRIPT` on `kernel`; its output goes to the
 /// test's.
 pub fn run(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
-    let _alone = LANE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let bin = Path::new(env!("CARGO_BIN_EXE_dyskd"))
         .parent()
         .expect("binaries lie in a folder");

@@ -409,12 +409,15 @@ pub(super) fn entry_of(number: u64, block: &Block, dirty: u8) -> (u32, Option<En
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use tokio::time::Duration;
 
     use super::*;
     use crate::volume::cache::budget::Budget;
+    use crate::volume::cache::files::{StagingFiles, System};
     use crate::volume::cache::index::Picked;
     use crate::volume::cache::layout::{BLOCK_LEN, Header};
 
@@ -429,7 +432,9 @@ mod tests {
             lease: "l".into(),
             boot: "b".into(),
         };
-        let staging = Staging::create(&folder.join("v.staging"), true, header, Some(true)).unwrap();
+        let files: Arc<dyn StagingFiles> = Arc::new(System);
+        let path = folder.join("v.staging");
+        let staging = Staging::create(&files, &path, true, header, Some(true)).unwrap();
         Core::new(
             Index::new(slots, 0),
             staging,
