@@ -116,7 +116,7 @@ impl MountedSecret {
         let count = fs::read_dir(&self.0).expect("listed").count();
         let version = self.0.join(format!("..version{count}"));
         fs::create_dir(&version).expect("made");
-        for (name, text) in files.iter().chain(&[("accountname", ACCOUNT)]) {
+        for (name, text) in [("accountname", ACCOUNT)].iter().chain(files) {
             fs::write(version.join(name), text).expect("written");
         }
         let draft = self.0.join("..data_tmp");

@@ -269,6 +269,8 @@ async fn dispatch(dispatcher: Dispatcher) {
         match next {
             Next::Done => return,
             Next::At(time) => tokio::select! {
+                // In a fixed order, so that a simulation can be replayed.
+                biased;
                 () = tokio::time::sleep_until(time) => {}
                 () = news => {}
             },
