@@ -12,11 +12,13 @@ fn count(variable: &str, usual: u32) -> u32 {
     }
 }
 
-fn kill(kernel: &str, usual: u32) {
+/// `DYSK_KILLS` and `DYSK_SEED` choose how many kills and which.
+fn kill(kernel: &str, caching: &str, usual: u32) {
     let kills = count("DYSK_KILLS", usual);
-    let timeout = (300 + 60 * kills).to_string();
+    let timeout = (600 + 20 * kills).to_string();
     let kills = format!("DYSK_KILLS={kills}");
-    let mut options = vec!["--timeout", &timeout, "--env", &kills];
+    let caching = format!("DYSK_CACHING={caching}");
+    let mut options = vec!["--timeout", &timeout, "--env", &kills, "--env", &caching];
     let seed = std::env::var("DYSK_SEED").map(|seed| format!("DYSK_SEED={seed}"));
     if let Ok(seed) = &seed {
         options.extend(["--env", seed]);
@@ -48,12 +50,32 @@ fn what_a_killed_daemon_leaves_is_taken_up_on_6_12() {
 
 #[test]
 fn kills_under_load_lose_nothing_on_6_1() {
-    kill("6.1", 3);
+    kill("6.1", "none", 10);
 }
 
 #[test]
 fn kills_under_load_lose_nothing_on_6_12() {
-    kill("6.12", 10);
+    kill("6.12", "none", 10);
+}
+
+#[test]
+fn kills_under_load_lose_nothing_that_is_staged() {
+    kill("6.12", "read-write", 10);
+}
+
+/// The contrast: the same check, when the last kill takes the staging file
+/// along.
+#[test]
+fn losing_what_is_staged_is_noticed() {
+    let options = [
+        "--env",
+        "DYSK_KILLS=1",
+        "--env",
+        "DYSK_CACHING=read-write",
+        "--env",
+        "DYSK_SABOTAGE=staging",
+    ];
+    lane::run("6.12", &options, "kill", &[]);
 }
 
 #[test]
