@@ -78,7 +78,8 @@ impl Sessions {
     /// A write is in the store before it is acknowledged.
     fn through(&self, session: u32, io: Io) -> bool {
         let fua = match io {
-            Io::Write(_, fua) | Io::Zero(_, fua) => fua,
+            // A trim too may be undone by what a disk still has of older writes.
+            Io::Write(_, fua) | Io::Zero(_, fua) | Io::Trim(_, fua) => fua,
             _ => true,
         };
         fua || self.caching(session) != Caching::ReadWrite

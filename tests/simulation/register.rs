@@ -195,7 +195,7 @@ impl<'a> Register<'a> {
                     if !(self.apart && write.through) {
                         reach(next);
                     }
-                } else if state.durable & write.bit == 0 && write.through && !self.apart {
+                } else if state.durable & write.bit == 0 && !self.apart {
                     reach(Possible {
                         stored: write.value,
                         durable: state.durable | write.bit,
