@@ -2,21 +2,26 @@
 //! in trouble and a clock that obeys, thousands of histories a minute; see
 //! `docs/simulation.md`.
 
+mod awake;
 mod blob;
 mod check;
 mod cuts;
 mod driver;
 mod ending;
+mod falls;
 mod fate;
 mod files;
+mod operation;
 mod outcome;
 mod plan;
 mod register;
 mod sabotage;
 mod scenarios;
 mod session;
+mod show;
 mod shrink;
 mod store;
+mod timelines;
 mod world;
 
 use std::collections::BTreeSet;
@@ -29,7 +34,7 @@ use outcome::Tally;
 use plan::{PROFILES, Plan};
 
 /// Seeds of each profile in the short form.
-const HISTORIES: u64 = 3000;
+const HISTORIES: u64 = 2000;
 /// A history takes milliseconds; one that takes this long has no end.
 const HANGS_AFTER: Duration = Duration::from_secs(120);
 

@@ -28,6 +28,9 @@
 //! | evicted | clean → absent |
 //!
 //! ## Invariants
+//! Those of the index, and that the table agrees with it, are asserted after
+//! each section of a debug build while little is cached (`Core::check`).
+//!
 //! - `dirty` is part of `valid`; a sector that is not valid is the store's.
 //! - Table and index agree whenever the mutex is free: an entry names exactly
 //!   the dirty sectors of its slot. An entry is written after the slot's bytes
@@ -43,6 +46,9 @@
 //!   `n`, the store has every write up to `n`, however often blocks were
 //!   overwritten since.
 //! - A read fills in only what nobody staged or changed since it began.
+//! - What a section begins for a request (a change, a registration, a place in
+//!   the queue for room) ends with a guard that the section itself makes: the
+//!   section may outlive the request.
 //! - No more slots have memory than the volume's size and the node's
 //!   [`Budget`] allow; a file system that is full is one more such bound.
 
