@@ -12,11 +12,13 @@ fn count(variable: &str, usual: u32) -> u32 {
     }
 }
 
-fn kill(kernel: &str, usual: u32) {
+/// `DYSK_KILLS` and `DYSK_SEED` choose how many kills and which.
+fn kill(kernel: &str, caching: &str, usual: u32) {
     let kills = count("DYSK_KILLS", usual);
-    let timeout = (300 + 60 * kills).to_string();
+    let timeout = (600 + 20 * kills).to_string();
     let kills = format!("DYSK_KILLS={kills}");
-    let mut options = vec!["--timeout", &timeout, "--env", &kills];
+    let caching = format!("DYSK_CACHING={caching}");
+    let mut options = vec!["--timeout", &timeout, "--env", &kills, "--env", &caching];
     let seed = std::env::var("DYSK_SEED").map(|seed| format!("DYSK_SEED={seed}"));
     if let Ok(seed) = &seed {
         options.extend(["--env", seed]);
@@ -24,7 +26,7 @@ fn kill(kernel: &str, usual: u32) {
     lane::run(kernel, &options, "kill", &[]);
 }
 
-fn take_over(kernel: &str) {
+fn take_over(kernel: &str, caching: &str) {
     let times = count("DYSK_TAKEOVERS", 5);
     let timeout = (300 + 30 * times).to_string();
     let times = format!("DYSK_TAKEOVERS={times}");
@@ -32,7 +34,7 @@ fn take_over(kernel: &str) {
         kernel,
         &["--timeout", &timeout, "--env", &times],
         "takeover",
-        &[],
+        &[caching],
     );
 }
 
@@ -48,20 +50,45 @@ fn what_a_killed_daemon_leaves_is_taken_up_on_6_12() {
 
 #[test]
 fn kills_under_load_lose_nothing_on_6_1() {
-    kill("6.1", 3);
+    kill("6.1", "none", 10);
 }
 
 #[test]
 fn kills_under_load_lose_nothing_on_6_12() {
-    kill("6.12", 10);
+    kill("6.12", "none", 10);
+}
+
+#[test]
+fn kills_under_load_lose_nothing_that_is_staged() {
+    kill("6.12", "read-write", 10);
+}
+
+/// The contrast: the same check, when the last kill takes the staging file
+/// along.
+#[test]
+fn losing_what_is_staged_is_noticed() {
+    let options = [
+        "--env",
+        "DYSK_KILLS=1",
+        "--env",
+        "DYSK_CACHING=read-write",
+        "--env",
+        "DYSK_SABOTAGE=staging",
+    ];
+    lane::run("6.12", &options, "kill", &[]);
 }
 
 #[test]
 fn a_new_daemon_takes_over_without_an_error_on_6_1() {
-    take_over("6.1");
+    take_over("6.1", "read-write");
 }
 
 #[test]
 fn a_new_daemon_takes_over_without_an_error_on_6_12() {
-    take_over("6.12");
+    take_over("6.12", "none");
+}
+
+#[test]
+fn a_new_daemon_takes_over_what_is_cached_on_6_12() {
+    take_over("6.12", "read-write");
 }

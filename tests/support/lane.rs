@@ -43,3 +43,9 @@ pub fn run(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
         .expect("tests/kernel/run starts");
     assert!(status.success(), "{script} on {kernel}: {status}");
 }
+
+/// The host's address as a guest has it.
+#[allow(dead_code, reason = "each test binary uses its part")]
+pub fn seen_by_guest(endpoint: &str) -> String {
+    endpoint.replacen("127.0.0.1", "10.0.2.2", 1)
+}
