@@ -20,7 +20,7 @@ use proxy::Proxy;
 const MIB: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// What an emulated processor on a busy machine may add to any figure.
-const EMULATED: Duration = Duration::from_secs(15);
+const EMULATED: Duration = Duration::from_secs(30);
 const CACHING: [&str; 2] = ["none", "read-write"];
 
 /// What the first node has flushed, and what it writes all the time over it.
