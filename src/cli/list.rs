@@ -128,6 +128,17 @@ fn fields(attachment: &Attachment) -> Vec<(&'static str, String)> {
             "fenced",
             attachment.fenced.clone().unwrap_or_else(|| "no".into()),
         ),
+        (
+            "blocked",
+            attachment.blocked.clone().unwrap_or_else(|| "no".into()),
+        ),
+        (
+            "throttled",
+            attachment
+                .throttled
+                .as_ref()
+                .map_or_else(|| "no".into(), ToString::to_string),
+        ),
         ("device", path(&attachment.device)),
         ("link", path(&attachment.link)),
         ("connections", attachment.connections.to_string()),
@@ -135,6 +146,7 @@ fn fields(attachment: &Attachment) -> Vec<(&'static str, String)> {
         ("requests finished", attachment.completed.to_string()),
         ("requests under way", attachment.in_flight.to_string()),
         ("store requests", attachment.store_requests.to_string()),
+        ("refused as too many", attachment.refused.to_string()),
         ("id", attachment.id.clone()),
     ]
 }

@@ -23,7 +23,7 @@ use crate::device::BlockDevice;
 use crate::nbd::server::Server;
 use crate::nbd::transmission::Stop;
 use crate::node::NodeError;
-use crate::node::account::open_blob;
+use crate::node::account::{open_blob, pace};
 use crate::node::policy::Staging;
 use crate::volume::{Budget, DEFAULT_STAGING_DIR, OpenOptions, Volume};
 
@@ -75,6 +75,7 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
     let open = OpenOptions {
         read_only: options.read_only,
         break_lease: options.break_lease,
+        pace: Some(pace(&target.account)),
         ..policy.open_options(LeaseId::random(), &staging())
     };
     let volume = tokio::select! {

@@ -116,6 +116,7 @@ impl Task {
         let options = OpenOptions {
             read_only: request.read_only,
             break_lease: request.break_lease,
+            pace: Some(account::pace(&request.account)),
             ..request.policy.open_options(lease, &shared.staging)
         };
         let volume = Volume::open(blob, options).await?;

@@ -10,6 +10,7 @@ mod admission;
 pub mod api;
 mod attach;
 pub mod client;
+mod credential;
 pub mod daemon;
 mod detach;
 pub mod dysktab;

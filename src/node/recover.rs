@@ -206,7 +206,17 @@ impl Recovery {
         }
     }
 
+    /// The request as it is by now: its credential may have been replaced.
+    fn learn_request(&mut self) {
+        if let Ok(entry) = self.registry.entry(&self.record.request.name)
+            && entry.id == self.record.id
+        {
+            self.record.request = (*entry.request).clone();
+        }
+    }
+
     async fn open_once(&mut self) -> Result<Result<Arc<Volume>, NodeError>, GivenUp> {
+        self.learn_request();
         let (record, mut cancelled) = (self.record.clone(), self.cancelled.clone());
         let staging = self.registry.0.staging.clone();
         let work = async move {
@@ -268,6 +278,7 @@ impl Recovery {
         };
         if self.record.device.as_ref() != Some(&device) {
             self.record.device = Some(device.clone());
+            self.learn_request();
             if let Err(error) = self.registry.0.write(&self.record).await {
                 tracing::error!(%name, %error, "the record does not name the device");
             }
@@ -318,6 +329,7 @@ pub(super) async fn open_again(
         read_only: request.read_only,
         resume: true,
         hold_back,
+        pace: Some(account::pace(&request.account)),
         ..request.policy.open_options(lease, staging)
     };
     let known = record.size.zip(record.layout);

@@ -279,8 +279,25 @@ impl Registry {
     /// # Errors
     /// [`ErrorCode::NotAttached`].
     pub fn get(&self, name: &AttachmentName) -> Result<Attachment, NodeError> {
+        Ok(self.entry(name)?.view())
+    }
+
+    /// The entry of `name`.
+    pub(super) fn entry(&self, name: &AttachmentName) -> Result<Entry, NodeError> {
         let entry = self.0.lock().entries.get(name).cloned();
-        entry.map(|e| e.view()).ok_or_else(|| unknown(name))
+        entry.ok_or_else(|| unknown(name))
+    }
+
+    /// Puts another request into the entry `id`; says whether it is there.
+    pub(super) fn set_request(
+        &self,
+        name: &AttachmentName,
+        id: &str,
+        request: Arc<AttachRequest>,
+    ) -> bool {
+        let mut table = self.0.lock();
+        let entry = table.entries.get_mut(name).filter(|e| e.id == id);
+        entry.map(|entry| entry.request = request).is_some()
     }
 
     /// How many attachments there are, and whether the daemon is stopping.

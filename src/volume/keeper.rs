@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::judge;
 use super::standing::Standing;
 use super::store::PageStore;
 use crate::blob::retry::Backoff;
@@ -226,9 +227,15 @@ async fn keep<S: PageStore>(
             continue;
         };
         match step {
-            Ok(()) => backoff.reset(),
+            Ok(()) => {
+                standing.blockage.lifted();
+                backoff.reset();
+            }
             Err(error) if doubtful => info!("{error}: asking for the lease"),
             Err(error) => {
+                if judge::is_blocked(&error) {
+                    standing.blockage.because(&error);
+                }
                 warn!("{error}: trying again");
                 tokio::select! {
                     biased;

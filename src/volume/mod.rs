@@ -5,6 +5,7 @@
 //! (bound by [`standing`], judged by [`judge`], repeated) to one Put Page. The
 //! [`keeper`] renews the lease and raises the sequence number beside it.
 
+mod blockage;
 mod cache;
 mod create;
 mod disk;
@@ -13,6 +14,7 @@ mod io;
 mod judge;
 mod keeper;
 mod open;
+mod pace;
 mod patience;
 mod range_lock;
 mod standing;
@@ -35,11 +37,12 @@ use gate::Gate;
 use io::Io;
 use keeper::Keeper;
 pub use keeper::answers as keepers_answer;
+pub use pace::{AccountPace, Pace, Permit, Throttled};
 use range_lock::RangeLock;
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
-use crate::blob::{Checksum, LeaseId, PageBlob, StorageError};
+use crate::blob::{Account, Checksum, LeaseId, PageBlob, StorageError};
 
 /// Azure's names for what a disk may cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -87,6 +90,9 @@ pub struct OpenOptions {
     pub io_deadline: Option<Duration>,
     /// Checksum on every write sent and read received.
     pub integrity: Checksum,
+    /// What it shares with the account's other volumes; `None` for a limit of
+    /// its own.
+    pub pace: Option<AccountPace>,
     /// Where the lease is kept; `None` for the keepers' own thread. A
     /// simulation puts its one runtime here.
     pub keeper: Option<tokio::runtime::Handle>,
@@ -109,6 +115,7 @@ impl OpenOptions {
             wait: Duration::ZERO,
             io_deadline: None,
             integrity: Checksum::Off,
+            pace: None,
             keeper: None,
         }
     }
@@ -163,6 +170,15 @@ pub struct VolumeStatus {
     pub store_requests: u64,
     /// Requests under way.
     pub in_flight: u64,
+    /// Requests that the store refused because there were too many.
+    #[serde(default)]
+    pub refused: u64,
+    /// The store throttles, so requests wait here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<Throttled>,
+    /// The store refuses access and I/O waits: why, what to do, since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
     /// The cache, unless the mode is [`Caching::None`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheStatus>,
@@ -182,6 +198,14 @@ pub struct Volume<S: PageStore = PageBlob> {
     /// Set to give up on everything under way.
     abandoned: tokio::sync::watch::Sender<bool>,
     keeper: Mutex<Option<Keeper<S>>>,
+}
+
+impl Volume {
+    /// The account it is in.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        self.io.blob.account()
+    }
 }
 
 impl<S: PageStore> Volume<S> {
@@ -241,6 +265,9 @@ impl<S: PageStore> Volume<S> {
             completed: self.completed.load(Ordering::Relaxed),
             store_requests: self.io.requests.load(Ordering::Relaxed),
             in_flight: self.gate.count(),
+            refused: self.io.pace.refused(),
+            throttled: self.io.pace.throttled(),
+            blocked: self.io.standing.blockage.describe(),
             cache: self.cache.as_ref().map(|cache| cache.status()),
         }
     }

@@ -393,6 +393,7 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         integrity: options.integrity,
         requests: AtomicU64::new(0),
         trouble: Trouble::default(),
+        pace: options.pace.clone().unwrap_or_default().join(),
     }
 }
 

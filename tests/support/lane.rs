@@ -16,6 +16,14 @@ pub fn alone() -> MutexGuard<'static, ()> {
     LANE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A number that a soak run sets by an environment variable.
+pub fn number(variable: &str, usual: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().expect("the variable is a number"),
+        Err(_) => usual,
+    }
+}
+
 /// Runs `tests/kernel/guest/SCRIPT` on `kernel`; its output goes to the
 /// test's.
 pub fn run(kernel: &str, options: &[&str], script: &str, args: &[&str]) {

@@ -263,11 +263,12 @@ impl<S: PageStore> Volume<S> {
         in_turn: bool,
     ) -> Staged {
         let staged = if cache.memory {
-            let mut core = cache.core();
-            if core.waiting > 0 && !in_turn {
-                return Staged::default();
-            }
-            core.stage(offset, data)
+            cache.section(|core| {
+                if core.waiting > 0 && !in_turn {
+                    return Staged::default();
+                }
+                core.stage(offset, data)
+            })
         } else {
             let data = data.clone();
             let stage = move |core: &mut Core| {

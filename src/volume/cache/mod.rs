@@ -234,6 +234,15 @@ impl Cache {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One short section on the core.
+    fn section<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
+        let mut core = self.core();
+        let done = work(&mut core);
+        #[cfg(debug_assertions)]
+        core.check();
+        done
+    }
+
     /// Runs a short section on the core: at once when its file is memory, on
     /// a thread that may wait when it is a disk's. Dropping the future may
     /// leave the section to run to its end.
@@ -242,16 +251,16 @@ impl Cache {
         work: impl FnOnce(&mut Core) -> T + Send + 'static,
     ) -> T {
         if self.memory {
-            return work(&mut self.core());
+            return self.section(work);
         }
         let cache = Arc::clone(self);
-        apart(self.may_wait, move || work(&mut cache.core())).await
+        apart(self.may_wait, move || cache.section(work)).await
     }
 
     /// As [`Cache::with`] for what nobody waits for.
     fn soon(self: &Arc<Self>, work: impl FnOnce(&mut Core) + Send + 'static) {
         if self.memory {
-            return work(&mut self.core());
+            return self.section(work);
         }
         match self.core.try_lock() {
             Ok(mut core) => work(&mut core),

@@ -247,6 +247,17 @@ impl Staging {
         Ok(())
     }
 
+    /// The table's entry of `slot`, as it is in the file.
+    ///
+    /// # Errors
+    /// The file system failed.
+    #[cfg(debug_assertions)]
+    pub fn entry(&self, slot: u32) -> io::Result<Result<Option<Entry>, super::layout::Torn>> {
+        let mut bytes = [0; ENTRY];
+        self.file.read_exact_at(&mut bytes, entry_at(slot))?;
+        Ok(Entry::decode(&bytes, slot))
+    }
+
     /// The whole table; torn entries are counted.
     ///
     /// # Errors
