@@ -67,7 +67,9 @@ fn flip(bytes: &mut [u8], flips: &AtomicU32) {
     let Some(at) = bytes.windows(MARK.len()).position(|part| part == MARK) else {
         return;
     };
-    let left = flips.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    let left = flips.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+        left.checked_sub(1)
+    });
     if left.is_ok() {
         bytes[at] ^= 1;
     }

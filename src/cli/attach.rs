@@ -3,11 +3,11 @@
 use clap::Args;
 
 use super::account::AccountOptions;
-use super::error::CliError;
+use super::error::{CliError, note};
 use super::policy::PolicyOptions;
 use super::target::Target;
 use super::{FormatArg, Global, Output, output};
-use crate::node::api::{AttachRequest, Attachment, MAX_CONNECTIONS, NewDisk};
+use crate::node::api::{AttachRequest, Attachment, MAX_CONNECTIONS, NewDisk, Stage};
 use crate::node::name::AttachmentName;
 use crate::node::provision;
 use crate::size::ByteSize;
@@ -45,10 +45,14 @@ pub struct Options {
 }
 
 pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
-    let request = request(options)?;
+    let (request, waits) = request(options)?;
     let client = global.client();
+    let mut told = false;
     let attach = client.attach(&request, |stage| {
         tracing::info!(name = %request.name, "{stage}");
+        if stage == Stage::Waiting && !std::mem::replace(&mut told, true) {
+            note(&waits);
+        }
     });
     let attachment = tokio::select! {
         attached = attach => attached?,
@@ -64,7 +68,8 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
     print(global, &attachment)
 }
 
-fn request(options: Options) -> Result<AttachRequest, CliError> {
+/// The request, and what to say should it wait for a lease.
+fn request(options: Options) -> Result<(AttachRequest, String), CliError> {
     let policy = options.policy.policy()?;
     let create = options.size.map(|size| NewDisk {
         size: size.0,
@@ -77,7 +82,7 @@ fn request(options: Options) -> Result<AttachRequest, CliError> {
         None => AttachmentName::of_blob(&target.blob)
             .map_err(|error| CliError::failed(format!("{error}: choose one with --name")))?,
     };
-    Ok(AttachRequest {
+    let request = AttachRequest {
         name,
         account: target.account,
         container: target.container,
@@ -86,9 +91,12 @@ fn request(options: Options) -> Result<AttachRequest, CliError> {
         policy,
         connections: options.connections,
         break_lease: options.break_lease,
+        recover: options.policy.recover(),
         create,
         reuse: false,
-    })
+    };
+    let waits = options.policy.waits_for(&request.volume());
+    Ok((request, waits))
 }
 
 fn print(global: &Global, attachment: &Attachment) -> Result<(), CliError> {

@@ -54,6 +54,7 @@ mod flush;
 mod follow;
 mod index;
 mod layout;
+mod leftover;
 mod recovery;
 mod send;
 mod staging;
@@ -68,6 +69,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 
 pub use budget::Budget;
+pub use leftover::{Leftover, LeftoverState, kept_aside, list_staging, restore_staging};
 pub use recovery::{StagingInfo, discard_staging, inspect_staging};
 pub(super) use recovery::{adopt, run, start, withdraw};
 
@@ -92,6 +94,9 @@ pub enum Recover {
     SetAside,
     /// Delete them and open without them.
     Discard,
+    /// Take them up though somebody may have written to the volume since: they
+    /// go over whatever is there.
+    Force,
 }
 
 /// Where and how much to cache.

@@ -315,6 +315,21 @@ impl Staging {
         }
     }
 
+    /// Gives a file that is whole the name by which it is found.
+    ///
+    /// # Errors
+    /// There is one of that name, or the file system failed.
+    pub fn place(&mut self, path: &Path) -> io::Result<()> {
+        let Some(made) = &self.path else {
+            return Ok(());
+        };
+        let cwd = rustix::fs::CWD;
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(cwd, made, cwd, path, flags)?;
+        self.path = Some(path.to_owned());
+        self.sync_folder()
+    }
+
     /// Renames the file out of the way, so that nothing replays it, and lets
     /// go of its lock. Returns its new name.
     ///
