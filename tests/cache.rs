@@ -698,3 +698,118 @@ fn a_staging_folder_that_cannot_be_made_refuses_the_attach() {
     });
     assert_eq!(store.blob().lease, None);
 }
+
+/// Opens the volume as the next daemon does that takes over.
+async fn heir(
+    node: &Node,
+    store: &SimStore,
+    lease: &LeaseId,
+) -> Result<Arc<Volume<SimStore>>, OpenError> {
+    let options = OpenOptions {
+        lease: lease.clone(),
+        resume: true,
+        hold_back: true,
+        ..node.options()
+    };
+    Volume::open(store.clone(), options).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_changes_hands_without_a_flush() {
+    let (node, store) = (Node::new(Caching::ReadWrite), store());
+    let lease = LeaseId::random();
+    let options = OpenOptions {
+        lease: lease.clone(),
+        ..node.options()
+    };
+    let old = Volume::open(store.clone(), options).await.expect("opens");
+    old.write(0, bytes(1, 8192), false).await.unwrap();
+    let error = heir(&node, &store, &lease)
+        .await
+        .expect_err("one at a time");
+    assert!(error.to_string().contains("is in use"), "{error}");
+    old.let_go().await.unwrap();
+
+    // Opened by the next one, nothing moves before it is told to go on.
+    let new = heir(&node, &store, &lease).await.expect("it was let go of");
+    assert_eq!(dirty(&new), 8192);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(
+        store.blob().puts.is_empty(),
+        "neither of the two writes back"
+    );
+    assert_eq!(
+        old.take_back()
+            .await
+            .expect_err("the other one has it")
+            .kind(),
+        std::io::ErrorKind::WouldBlock
+    );
+
+    // It fails: the old one goes on with what it had.
+    new.let_go().await.unwrap();
+    std::mem::forget(new);
+    old.take_back().await.expect("nobody else has it");
+    assert_eq!(dirty(&old), 8192);
+    old.write(4096, bytes(2, 4096), false).await.unwrap();
+    assert_eq!(old.read(0, 4096).await.unwrap().to_bytes(), bytes(1, 4096));
+    old.let_go().await.unwrap();
+
+    // Another one succeeds.
+    let new = heir(&node, &store, &lease).await.expect("it was let go of");
+    std::mem::forget(old);
+    new.go_on();
+    assert_eq!(
+        new.read(4096, 4096).await.unwrap().to_bytes(),
+        bytes(2, 4096)
+    );
+    new.flush().await.unwrap();
+    assert_eq!(&store.blob().bytes[..4096], &bytes(1, 4096)[..]);
+    assert_eq!(&store.blob().bytes[4096..8192], &bytes(2, 4096)[..]);
+    new.close().await.unwrap();
+    assert_eq!(node.files(), [] as [PathBuf; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_without_unflushed_writes_comes_back_to_its_owner() {
+    let (node, store) = (Node::new(Caching::ReadWrite), store());
+    let lease = LeaseId::random();
+    let options = OpenOptions {
+        lease: lease.clone(),
+        ..node.options()
+    };
+    let old = Volume::open(store.clone(), options).await.expect("opens");
+    old.write(0, bytes(1, 4096), false).await.unwrap();
+    old.flush().await.unwrap();
+    old.let_go().await.unwrap();
+    let new = heir(&node, &store, &lease).await.expect("it was let go of");
+    new.let_go().await.unwrap();
+    std::mem::forget(new);
+    old.take_back().await.expect("nobody else has it");
+    old.write(4096, bytes(2, 4096), false).await.unwrap();
+    assert_eq!(old.read(0, 4096).await.unwrap().to_bytes(), bytes(1, 4096));
+    old.close().await.unwrap();
+    assert_eq!(&store.blob().bytes[4096..8192], &bytes(2, 4096)[..]);
+    assert_eq!(node.files(), [] as [PathBuf; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_back_that_is_cut_off_is_kept_out_of_the_heir_s_disk() {
+    let (node, store) = (Node::new(Caching::ReadWrite), store());
+    let lease = LeaseId::random();
+    let options = OpenOptions {
+        lease: lease.clone(),
+        ..node.options()
+    };
+    let old = Volume::open(store.clone(), options).await.expect("opens");
+    let number = store.blob().number;
+    old.write(0, bytes(1, 4096), false).await.unwrap();
+    old.let_go().await.unwrap();
+    let new = heir(&node, &store, &lease).await.expect("it was let go of");
+    assert!(
+        store.blob().number > number + 64,
+        "past everything that the old one may have sent"
+    );
+    new.go_on();
+    new.close().await.unwrap();
+}

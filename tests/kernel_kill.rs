@@ -26,7 +26,7 @@ fn kill(kernel: &str, caching: &str, usual: u32) {
     lane::run(kernel, &options, "kill", &[]);
 }
 
-fn take_over(kernel: &str) {
+fn take_over(kernel: &str, caching: &str) {
     let times = count("DYSK_TAKEOVERS", 5);
     let timeout = (300 + 30 * times).to_string();
     let times = format!("DYSK_TAKEOVERS={times}");
@@ -34,7 +34,7 @@ fn take_over(kernel: &str) {
         kernel,
         &["--timeout", &timeout, "--env", &times],
         "takeover",
-        &[],
+        &[caching],
     );
 }
 
@@ -80,10 +80,15 @@ fn losing_what_is_staged_is_noticed() {
 
 #[test]
 fn a_new_daemon_takes_over_without_an_error_on_6_1() {
-    take_over("6.1");
+    take_over("6.1", "read-write");
 }
 
 #[test]
 fn a_new_daemon_takes_over_without_an_error_on_6_12() {
-    take_over("6.12");
+    take_over("6.12", "none");
+}
+
+#[test]
+fn a_new_daemon_takes_over_what_is_cached_on_6_12() {
+    take_over("6.12", "read-write");
 }

@@ -35,12 +35,23 @@ impl CliError {
         }
     }
 
+    /// The person does not want what was asked for any more.
+    pub fn is_interrupt(&self) -> bool {
+        self.code == 130
+    }
+
     /// Prints the line; the exit code that goes with it.
     pub fn report(&self) -> ExitCode {
         // Texts come from many floors; whatever they hold, this is one line.
         let line = self.text.split_whitespace().collect::<Vec<_>>().join(" ");
         say(&line);
         ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 

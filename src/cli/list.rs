@@ -146,6 +146,17 @@ fn fields(attachment: &Attachment) -> Vec<(&'static str, String)> {
         ),
         ("unflushed", waiting(attachment)),
         ("kept aside", aside(attachment)),
+        (
+            "blocked",
+            attachment.blocked.clone().unwrap_or_else(|| "no".into()),
+        ),
+        (
+            "throttled",
+            attachment
+                .throttled
+                .as_ref()
+                .map_or_else(|| "no".into(), ToString::to_string),
+        ),
         ("device", path(&attachment.device)),
         ("link", path(&attachment.link)),
         ("connections", attachment.connections.to_string()),
@@ -153,6 +164,7 @@ fn fields(attachment: &Attachment) -> Vec<(&'static str, String)> {
         ("requests finished", attachment.completed.to_string()),
         ("requests under way", attachment.in_flight.to_string()),
         ("store requests", attachment.store_requests.to_string()),
+        ("refused as too many", attachment.refused.to_string()),
         ("id", attachment.id.clone()),
     ]
 }

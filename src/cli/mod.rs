@@ -8,6 +8,7 @@
 
 mod account;
 mod attach;
+mod credential;
 mod detach;
 mod error;
 mod list;
@@ -82,6 +83,8 @@ enum Command {
     Attach(attach::Options),
     /// Take a device from the kernel and give the volume back
     Detach(detach::Options),
+    /// Have an attachment use other credentials, from now on
+    Credential(credential::Options),
     /// Show what is attached
     List,
     /// Show one attachment in full
@@ -146,6 +149,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Attach(options) => attach::run(global, options).await,
         Command::Detach(options) => detach::run(global, options).await,
+        Command::Credential(options) => credential::run(global, options).await,
         Command::List => list::run(global).await,
         Command::Status(options) => list::status(global, options).await,
         Command::Create(options) => provision::create(global, options).await,

@@ -70,6 +70,13 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
+/// The line that says that `volume` waits for somebody else's lease.
+pub fn waits_for(volume: &str, policy: &Policy) -> String {
+    let millis = i64::try_from(policy.wait_ms).unwrap_or(i64::MAX);
+    let wait = jiff::SignedDuration::from_millis(millis);
+    format!("{volume}: leased elsewhere: waiting up to {wait:#} for the lease to end")
+}
+
 impl PolicyOptions {
     /// What to do with unflushed writes that are found.
     pub fn recover(&self) -> Recover {
@@ -79,12 +86,6 @@ impl PolicyOptions {
             Some(RecoverArg::Discard) => Recover::Discard,
             Some(RecoverArg::Force) => Recover::Force,
         }
-    }
-
-    /// The line that says that `volume` waits for somebody else's lease.
-    pub fn waits_for(&self, volume: &str) -> String {
-        let wait = jiff::SignedDuration::try_from(self.wait).unwrap_or(jiff::SignedDuration::MAX);
-        format!("{volume}: leased elsewhere: waiting up to {wait:#} for the lease to end")
     }
 
     /// The policy.

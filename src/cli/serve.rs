@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::account::AccountOptions;
 use super::error::{CliError, note};
-use super::policy::PolicyOptions;
+use super::policy::{PolicyOptions, waits_for};
 use super::target::Target;
 use super::{Global, Output, output};
 use crate::blob::LeaseId;
@@ -23,7 +23,7 @@ use crate::device::BlockDevice;
 use crate::nbd::server::Server;
 use crate::nbd::transmission::Stop;
 use crate::node::NodeError;
-use crate::node::account::open_blob;
+use crate::node::account::{open_blob, pace};
 use crate::node::policy::Staging;
 use crate::volume::{Budget, DEFAULT_STAGING_DIR, OpenOptions, Volume};
 
@@ -77,6 +77,7 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
         read_only: options.read_only,
         break_lease: options.break_lease,
         waiting: Some(waiting),
+        pace: Some(pace(&target.account)),
         ..policy.open_options(LeaseId::random(), &staging())
     };
     open.staging.recover = options.policy.recover();
@@ -86,7 +87,7 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
             biased;
             opened = &mut opening => return opened,
             Ok(_) = told.wait_for(|waiting| *waiting) => {
-                note(&options.policy.waits_for(&address));
+                note(&waits_for(&address, &policy));
             }
         }
         opening.await

@@ -7,6 +7,7 @@
 //! | `GET /v1/attachments` | 200 and an [`AttachmentList`] |
 //! | `GET /v1/attachments/NAME` | 200 and the [`Attachment`] |
 //! | `DELETE /v1/attachments/NAME[?force=true]` | 200 and a [`Detached`] |
+//! | `PUT /v1/attachments/NAME/credential` with a [`CredentialChange`] | 200 and the [`Attachment`] |
 //! | `GET /v1/version` | 200 and a [`Version`] |
 //! | `GET /v1/health` | 200 and a [`Health`] |
 //!
@@ -24,7 +25,7 @@ use super::name::AttachmentName;
 use super::policy::Policy;
 use crate::blob::source::CredentialSource;
 use crate::blob::vhd::Layout;
-use crate::volume::{CacheStatus, Caching, Recover, SetAside};
+use crate::volume::{CacheStatus, Caching, Recover, SetAside, Throttled};
 
 /// Where `dyskd` keeps its socket and records.
 pub const RUN_DIR: &str = "/run/dysk";
@@ -142,6 +143,15 @@ impl AttachRequest {
     }
 }
 
+/// Have an attachment use other credentials, from now on and after a restart
+/// of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CredentialChange {
+    /// Where they come from. Paths are absolute, the daemon's.
+    pub credential: Secret,
+}
+
 /// Where an attachment is in its life; the table of transitions is in
 /// [`super::registry`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -229,6 +239,15 @@ pub struct Attachment {
     pub store_requests: u64,
     /// Requests under way.
     pub in_flight: u64,
+    /// Requests that the store refused because there were too many.
+    #[serde(default)]
+    pub refused: u64,
+    /// The store throttles, so requests wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<Throttled>,
+    /// The store refuses access and I/O waits: why, what to do, since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
 }
 
 /// The answer to a list.

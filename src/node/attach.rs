@@ -116,6 +116,7 @@ impl Task {
         let mut options = OpenOptions {
             read_only: request.read_only,
             break_lease: request.break_lease,
+            pace: Some(account::pace(&request.account)),
             ..request.policy.open_options(lease, &shared.staging)
         };
         options.staging.recover = request.recover;
@@ -128,6 +129,7 @@ impl Task {
         self.go_on()?;
 
         self.stage.send_replace(Stage::Connecting);
+        detach::tell_udev(&self.registry, &self.entry).await;
         let export = Export {
             id: self.entry.id.clone(),
             name: request.name.to_string(),

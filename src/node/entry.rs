@@ -165,6 +165,9 @@ impl Entry {
             completed: status.as_ref().map_or(0, |s| s.completed),
             store_requests: status.as_ref().map_or(0, |s| s.store_requests),
             in_flight: status.as_ref().map_or(0, |s| s.in_flight),
+            refused: status.as_ref().map_or(0, |s| s.refused),
+            throttled: status.as_ref().and_then(|s| s.throttled.clone()),
+            blocked: status.as_ref().and_then(|s| s.blocked.clone()),
         }
     }
 

@@ -4,7 +4,7 @@
 //! | step | the old one | the new one |
 //! |---|---|---|
 //! | 1 | | connects and says `Hello` |
-//! | 2 | refuses attaches and detaches; parks each device: requests taken are answered, no more are read | |
+//! | 2 | refuses attaches and detaches; parks each device: requests taken are answered, no more are read; lets go of staging files | |
 //! | 3 | sends each attachment's id, sockets and unread bytes; `End` | |
 //! | 4 | | opens each volume again under its lease, which raises the fence; `Ready` |
 //! | 5 | `Go`, and ends at once, releasing nothing | |
@@ -14,7 +14,10 @@
 //! new one fails, dies or dawdles. After it, the old one does nothing more.
 //! The new one serves only after `Go`: should the old one die before that,
 //! nobody knows how far it had read, and the new one treats it as a crash. So
-//! at no time do two read from one socket. What cannot be parked in time,
+//! at no time do two read from one socket. Nor do two write back what is
+//! staged: the new one begins with it after `Go`, and the old one, should it go
+//! on, first takes the file back, whose lock it gets only when the new one has
+//! let go of it or is dead. What cannot be parked in time,
 //! because the store does not answer, is not sent and taken up as after a
 //! crash, once the old one has ended.
 
@@ -31,8 +34,8 @@ use bytes::Bytes;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
-    connect, listen, recvmsg, sendmsg, socket_with, sockopt,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
+    accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with, sockopt,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -44,7 +47,8 @@ use super::record::Record;
 use super::recover::{Inherited, open_again};
 use super::registry::Registry;
 use super::transport::Parked;
-use crate::volume::{Caching, Volume};
+use crate::blob::retry::Backoff;
+use crate::volume::Volume;
 
 /// The socket's name within the run directory.
 const SOCKET: &str = "handover.sock";
@@ -54,6 +58,9 @@ const FORMAT: u32 = 1;
 const PARK_PATIENCE: Duration = Duration::from_secs(2);
 /// How long either side waits for the other. The devices wait too.
 const PEER_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two attempts at a staging file that is not free yet.
+const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Most bytes of a message; each is a datagram.
 const MAX_MESSAGE: usize = 4096;
 /// Most descriptors of a message: the kernel takes 253.
@@ -226,7 +233,17 @@ fn hand_over(peer: &Peer, registry: &Registry, runtime: &tokio::runtime::Handle)
     registry.set_handing_over(true);
     let entries = registry.entries();
     let devices: Vec<_> = entries.iter().filter_map(served).collect();
-    let done = runtime.block_on(park_all(&entries)).and_then(|parked| {
+    let parked = runtime.block_on(async {
+        let parked = park_all(&entries).await?;
+        // A staging file has one owner at a time.
+        for (id, _) in &parked {
+            if let Some((.., volume)) = devices.iter().find(|device| device.0 == *id) {
+                volume.let_go().await?;
+            }
+        }
+        Ok(parked)
+    });
+    let done = parked.and_then(|parked| {
         for (id, connections) in &parked {
             peer.send_attachment(id, connections)?;
         }
@@ -237,7 +254,10 @@ fn hand_over(peer: &Peer, registry: &Registry, runtime: &tokio::runtime::Handle)
         }
     });
     if done.is_err() {
-        for (_, device, _) in devices {
+        // A new one that hangs reads it here and gives up its files.
+        rustix::net::shutdown(&peer.0, Shutdown::Both).ok();
+        for (_, device, volume) in devices {
+            runtime.block_on(take_back(&volume));
             device.go_on();
         }
         return done;
@@ -250,9 +270,19 @@ fn hand_over(peer: &Peer, registry: &Registry, runtime: &tokio::runtime::Handle)
     Ok(())
 }
 
-type Served = (String, Arc<dyn super::transport::Device>, Arc<Volume>);
+/// The staging file is ours again once the new daemon has let go of it, as it
+/// does when it fails or dies.
+async fn take_back(volume: &Arc<Volume>) {
+    let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
+    while let Err(error) = volume.take_back().await {
+        tracing::warn!(%error, "the staging file is not ours again yet: i/o waits");
+        tokio::time::sleep(backoff.pause(None)).await;
+    }
+}
 
-fn served(entry: &Entry) -> Option<Served> {
+pub(super) type Served = (String, Arc<dyn super::transport::Device>, Arc<Volume>);
+
+pub(super) fn served(entry: &Entry) -> Option<Served> {
     let Phase::Attached(parts) = &entry.phase else {
         return None;
     };
@@ -274,17 +304,12 @@ async fn park_all(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
         let name = &busy.request.name;
         return Err(io::Error::other(format!("{name} is on its way: try again")));
     }
-    // Its staging file has one owner at a time, and unlike a socket it cannot
-    // be given back when the new daemon fails.
-    if let Some(cached) = entries
-        .iter()
-        .find(|e| e.request.policy.caching != Caching::None)
-    {
-        let name = &cached.request.name;
-        return Err(io::Error::other(format!(
-            "{name} is cached and cannot be handed over: stop the running dyskd and start the new one, i/o waits meanwhile"
-        )));
-    }
+    park(entries).await
+}
+
+/// Parks what is served of `entries`; what the store keeps busy for too long
+/// is left out.
+pub(super) async fn park(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
     let mut parking = JoinSet::new();
     for (id, device, volume) in entries.iter().filter_map(served) {
         parking.spawn(async move {
@@ -328,13 +353,13 @@ pub(super) async fn take_over(
         let record = records.iter().find(|record| record.id == id).cloned();
         let record = record.ok_or_else(|| io::Error::other(format!("{id} has no record")))?;
         let staging = staging.clone();
-        opening.spawn(async move { (id, parked, open_again(&record, &staging).await) });
+        opening.spawn(async move { (id, parked, open_again(&record, &staging, true).await) });
     }
-    let mut inherited = HashMap::new();
+    let mut inherited = Vec::new();
     let mut failure = None;
     while let Some(opened) = opening.join_next().await {
         match opened.map_err(io::Error::other)? {
-            (id, parked, Ok(volume)) => drop(inherited.insert(id, Inherited { volume, parked })),
+            (id, parked, Ok(volume)) => inherited.push((id, volume, parked)),
             (_, _, Err(error)) => failure = Some(io::Error::other(error.to_string())),
         }
     }
@@ -343,11 +368,21 @@ pub(super) async fn take_over(
         None => on_thread(move || agree(&peer)).await,
     };
     match agreed {
-        Ok(()) => Ok(inherited),
+        Ok(()) => Ok(inherited
+            .into_iter()
+            .map(|(id, volume, parked)| {
+                volume.go_on();
+                let volume = Some(volume);
+                (id, Inherited { volume, parked })
+            })
+            .collect()),
         Err(error) => {
-            for (_, inherited) in inherited {
+            for (_, volume, _) in inherited {
+                if let Err(error) = volume.let_go().await {
+                    tracing::error!(%error, "a staging file is not given back");
+                }
                 // The lease is the other one's, or its successor's.
-                std::mem::forget(inherited.volume);
+                std::mem::forget(volume);
             }
             Err(error)
         }

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::judge;
 use super::standing::Standing;
 use super::store::PageStore;
 use crate::blob::retry::Backoff;
@@ -29,12 +30,13 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
+static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
+
 /// The runtime of the keepers' own thread, started at first use.
 ///
 /// # Errors
 /// The thread or its runtime could not be made.
 pub fn runtime() -> std::io::Result<Handle> {
-    static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
     let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(handle) = &*slot {
         return Ok(handle.clone());
@@ -46,6 +48,19 @@ pub fn runtime() -> std::io::Result<Handle> {
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     *slot = Some(handle.clone());
     Ok(handle)
+}
+
+/// Returns once the keepers' thread has done something: at once, when it is
+/// well or there is none yet.
+pub async fn answers() {
+    let runtime = {
+        let slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.clone()
+    };
+    if let Some(runtime) = runtime {
+        // It can neither panic nor be aborted.
+        runtime.spawn(async {}).await.ok();
+    }
 }
 
 /// A lease that is being kept; dropped unreleased, it is released in the
@@ -204,6 +219,7 @@ async fn keep<S: PageStore>(
             raised
         } else {
             tokio::select! {
+                biased;
                 () = standing.wished() => {}
                 () = tokio::time::sleep_until(renew_at) => {}
                 changed = stop.changed() => if changed.is_err() { break },
@@ -211,11 +227,18 @@ async fn keep<S: PageStore>(
             continue;
         };
         match step {
-            Ok(()) => backoff.reset(),
+            Ok(()) => {
+                standing.blockage.lifted();
+                backoff.reset();
+            }
             Err(error) if doubtful => info!("{error}: asking for the lease"),
             Err(error) => {
+                if judge::is_blocked(&error) {
+                    standing.blockage.because(&error);
+                }
                 warn!("{error}: trying again");
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(backoff.pause(error.retry_after)) => {}
                     changed = stop.changed() => if changed.is_err() { break },
                 }

@@ -5,6 +5,7 @@
 //! (bound by [`standing`], judged by [`judge`], repeated) to one Put Page. The
 //! [`keeper`] renews the lease and raises the sequence number beside it.
 
+mod blockage;
 mod cache;
 mod create;
 mod disk;
@@ -13,6 +14,7 @@ mod io;
 mod judge;
 mod keeper;
 mod open;
+mod pace;
 mod patience;
 mod range_lock;
 mod standing;
@@ -28,18 +30,20 @@ use serde::{Deserialize, Serialize};
 use cache::Cache;
 pub use cache::{
     Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Leftover, LeftoverState, Recover,
-    SetAside, StagingInfo, StagingOptions, discard_staging, inspect_staging, kept_aside,
-    list_staging, restore_staging,
+    SetAside, StagingFile, StagingFiles, StagingInfo, StagingOptions, System, discard_staging,
+    inspect_staging, kept_aside, list_staging, restore_staging,
 };
 pub use create::{LARGEST_BLOB, check_size, create, delete};
 use gate::Gate;
 use io::Io;
 use keeper::Keeper;
+pub use keeper::answers as keepers_answer;
+pub use pace::{AccountPace, Pace, Permit, Throttled};
 use range_lock::RangeLock;
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
-use crate::blob::{Checksum, LeaseId, PageBlob, StorageError};
+use crate::blob::{Account, Checksum, LeaseId, PageBlob, StorageError};
 
 /// Azure's names for what a disk may cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -72,6 +76,8 @@ pub struct OpenOptions {
     /// The lease is ours already: an earlier daemon of this node took it and
     /// died. It is renewed rather than acquired, and stays when opening fails.
     pub resume: bool,
+    /// Write back nothing of what was staged before [`Volume::go_on`].
+    pub hold_back: bool,
     /// Break somebody else's lease first.
     pub break_lease: bool,
     /// The lease id to take, fresh at each attach.
@@ -87,6 +93,9 @@ pub struct OpenOptions {
     pub io_deadline: Option<Duration>,
     /// Checksum on every write sent and read received.
     pub integrity: Checksum,
+    /// What it shares with the account's other volumes; `None` for a limit of
+    /// its own.
+    pub pace: Option<AccountPace>,
     /// Where the lease is kept; `None` for the keepers' own thread. A
     /// simulation puts its one runtime here.
     pub keeper: Option<tokio::runtime::Handle>,
@@ -108,6 +117,7 @@ impl OpenOptions {
             caching: Caching::None,
             staging: StagingOptions::default(),
             resume: false,
+            hold_back: false,
             break_lease: false,
             lease,
             attempt_deadline: DEFAULT_ATTEMPT_DEADLINE,
@@ -115,6 +125,7 @@ impl OpenOptions {
             waiting: None,
             io_deadline: None,
             integrity: Checksum::Off,
+            pace: None,
             keeper: None,
         }
     }
@@ -172,6 +183,15 @@ pub struct VolumeStatus {
     pub store_requests: u64,
     /// Requests under way.
     pub in_flight: u64,
+    /// Requests that the store refused because there were too many.
+    #[serde(default)]
+    pub refused: u64,
+    /// The store throttles, so requests wait here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<Throttled>,
+    /// The store refuses access and I/O waits: why, what to do, since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
     /// The cache, unless the mode is [`Caching::None`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheStatus>,
@@ -191,6 +211,14 @@ pub struct Volume<S: PageStore = PageBlob> {
     /// Set to give up on everything under way.
     abandoned: tokio::sync::watch::Sender<bool>,
     keeper: Mutex<Option<Keeper<S>>>,
+}
+
+impl Volume {
+    /// The account it is in.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        self.io.blob.account()
+    }
 }
 
 impl<S: PageStore> Volume<S> {
@@ -248,6 +276,9 @@ impl<S: PageStore> Volume<S> {
             completed: self.completed.load(Ordering::Relaxed),
             store_requests: self.io.requests.load(Ordering::Relaxed),
             in_flight: self.gate.count(),
+            refused: self.io.pace.refused(),
+            throttled: self.io.pace.throttled(),
+            blocked: self.io.standing.blockage.describe(),
             cache: self.cache.as_ref().map(|cache| cache.status()),
         }
     }

@@ -398,6 +398,7 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         integrity: options.integrity,
         requests: AtomicU64::new(0),
         trouble: Trouble::default(),
+        pace: options.pace.clone().unwrap_or_default().join(),
     }
 }
 
@@ -416,7 +417,9 @@ fn volume<S: PageStore>(
         learned.cache.clone(),
         keeper,
     ));
-    cache::run(&volume);
+    if !options.hold_back {
+        cache::run(&volume);
+    }
     volume
 }
 

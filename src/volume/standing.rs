@@ -25,6 +25,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::blockage::Blockage;
 use crate::blob::StorageError;
 
 /// By how much a write's bound may exceed the number that the blob is known to
@@ -68,6 +69,8 @@ struct State {
 #[derive(Debug)]
 pub struct Standing {
     state: watch::Sender<State>,
+    /// The store refuses access, for now.
+    pub blockage: Blockage,
 }
 
 /// What the keeper has to do next.
@@ -102,6 +105,7 @@ impl Standing {
         };
         Self {
             state: watch::Sender::new(state),
+            blockage: Blockage::default(),
         }
     }
 
@@ -188,6 +192,15 @@ impl Standing {
     #[must_use]
     pub fn fenced(&self) -> Option<Arc<Fenced>> {
         self.state.borrow().fenced.clone()
+    }
+
+    /// Waits for the fence to fall.
+    pub async fn fence_fallen(&self) -> Arc<Fenced> {
+        loop {
+            if let Err(fenced) = self.wait(|_| false).await {
+                return fenced;
+            }
+        }
     }
 
     /// Ends all writing for good. The first reason stays.

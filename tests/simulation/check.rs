@@ -1,18 +1,28 @@
-//! Judges a history: is there an order of its writes that explains every read?
+//! Judges a history: is there an order of its writes that explains every read,
+//! and what was left after each death?
 //!
-//! Each cell is a register. A write that was acknowledged took effect at one
-//! moment between its beginning and its end. One that failed or was dropped is
-//! *unsettled*: it takes effect once, at any time after it began, or never; but
-//! it is dead once a write over it that began later took effect, or once
-//! another node has opened the volume. What a read returned was the value at
-//! one moment between its beginning and its end.
-//!
-//! The judge walks the history and keeps every possible state of the register:
-//! its value, and which of the writes that may take effect already did.
+//! Here a history becomes what each cell saw of it; [`crate::register`] judges
+//! one cell.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
+
+use dysk::volume::Caching;
 
 use crate::plan::{Cells, Io};
+use crate::register::{Timelines, Touch};
+
+/// What may have become of unflushed writes when a volume is opened anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loss {
+    /// They are there.
+    Nothing,
+    /// They are there, or gone.
+    Perhaps,
+    /// They are gone: what is left is what the store has.
+    Unflushed,
+    /// Of each cell there is what the store has, or anything newer.
+    Anything,
+}
 
 /// What happened, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +33,11 @@ pub enum Event {
     Done { step: u32, values: Vec<(u32, u64)> },
     /// It failed, or its future was dropped.
     Ended { step: u32, why: String },
-    /// A volume was opened.
-    Opened { session: u32 },
+    /// A volume was opened: whoever reads from now on sees what is left after
+    /// this loss.
+    Opened { session: u32, loss: Loss },
+    /// A volume was closed in good order: everything is in the store.
+    Closed { session: u32 },
     /// An opening or closing ended otherwise.
     Noted { step: u32, what: String },
 }
@@ -39,30 +52,46 @@ pub fn changes(step: u32, io: Io) -> Option<(Cells, u64)> {
     }
 }
 
-/// One event, as one cell sees it.
+/// A session's place: when it was granted the lease, and how many daemons had
+/// it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Touch {
-    Write { step: u32, session: u32, value: u64 },
-    Written { step: u32 },
-    GivenUp { step: u32 },
-    Read { step: u32, value: u64 },
-    Answered { step: u32 },
-    Opened { session: u32 },
+pub struct Rank {
+    pub granted: u32,
+    pub daemons: u32,
 }
 
-/// In which order sessions were granted the lease, and took it up from a dead
-/// daemon.
-pub type Ranks = BTreeMap<u32, (u32, u32)>;
+/// What is known of sessions.
+#[derive(Clone, Debug, Default)]
+pub struct Sessions {
+    /// In which order they were granted the lease.
+    pub ranks: BTreeMap<u32, Rank>,
+    /// Their caching, where there is any.
+    pub caching: BTreeMap<u32, Caching>,
+}
 
-/// Checks `events` of a disk of `cells` cells that began as zeroes; `rank` tells
-/// which of two sessions is the later.
-pub fn check(events: &[Event], cells: u32, rank: &Ranks) -> Result<(), String> {
+impl Sessions {
+    pub fn caching(&self, session: u32) -> Caching {
+        self.caching.get(&session).copied().unwrap_or_default()
+    }
+
+    /// A write is in the store before it is acknowledged.
+    fn through(&self, session: u32, io: Io) -> bool {
+        let fua = match io {
+            Io::Write(_, fua) | Io::Zero(_, fua) => fua,
+            _ => true,
+        };
+        fua || self.caching(session) != Caching::ReadWrite
+    }
+}
+
+/// Checks `events` of a disk of `cells` cells that began as zeroes.
+pub fn check(events: &[Event], cells: u32, sessions: &Sessions) -> Result<(), String> {
     let mut checked: BTreeSet<Vec<Touch>> = BTreeSet::new();
-    for (cell, touches) in touches(events, cells).into_iter().enumerate() {
+    for (cell, touches) in touches(events, cells, sessions).into_iter().enumerate() {
         if checked.contains(&touches) {
             continue;
         }
-        Register::new(rank)
+        Timelines::new(sessions)
             .follow(&touches)
             .map_err(|wrong| format!("cell {cell} (byte {}): {wrong}", cell * 128))?;
         checked.insert(touches);
@@ -70,7 +99,7 @@ pub fn check(events: &[Event], cells: u32, rank: &Ranks) -> Result<(), String> {
     Ok(())
 }
 
-fn touches(events: &[Event], cells: u32) -> Vec<Vec<Touch>> {
+fn touches(events: &[Event], cells: u32, sessions: &Sessions) -> Vec<Vec<Touch>> {
     let mut begun: BTreeMap<u32, (u32, Io)> = BTreeMap::new();
     let mut answers: BTreeMap<u32, BTreeMap<u32, u64>> = BTreeMap::new();
     for event in events {
@@ -79,35 +108,50 @@ fn touches(events: &[Event], cells: u32) -> Vec<Vec<Touch>> {
         }
     }
     let mut all = vec![Vec::new(); cells as usize];
+    let everywhere = |all: &mut Vec<Vec<Touch>>, touch: Touch| {
+        all.iter_mut().for_each(|touches| touches.push(touch));
+    };
     for event in events {
         match event {
             Event::Invoked { step, session, io } => {
-                begun.insert(*step, (*session, *io));
-                if let Some((cells, value)) = changes(*step, *io) {
+                let (step, session) = (*step, *session);
+                begun.insert(step, (session, *io));
+                if let Some((cells, value)) = changes(step, *io) {
+                    let through = sessions.through(session, *io);
                     for cell in cells.iter() {
                         all[cell as usize].push(Touch::Write {
-                            step: *step,
-                            session: *session,
+                            step,
+                            session,
                             value,
+                            through,
                         });
                     }
-                } else if let Some(values) = answers.get(step) {
+                } else if let Some(values) = answers.get(&step) {
                     for (cell, value) in values {
                         all[*cell as usize].push(Touch::Read {
-                            step: *step,
+                            step,
+                            session,
                             value: *value,
                         });
+                    }
+                    // One that failed promises nothing.
+                    if *io == Io::Flush && sessions.caching(session) == Caching::ReadWrite {
+                        everywhere(&mut all, Touch::Flush { step, session });
                     }
                 }
             }
             Event::Done { step, values } => {
-                if let Some((cells, _)) = changes(*step, begun[step].1) {
+                let (session, io) = begun[step];
+                if let Some((cells, _)) = changes(*step, io) {
                     for cell in cells.iter() {
                         all[cell as usize].push(Touch::Written { step: *step });
                     }
                 }
                 for (cell, _) in values {
                     all[*cell as usize].push(Touch::Answered { step: *step });
+                }
+                if io == Io::Flush && sessions.caching(session) == Caching::ReadWrite {
+                    everywhere(&mut all, Touch::Flushed { step: *step });
                 }
             }
             Event::Ended { step, .. } => {
@@ -117,248 +161,18 @@ fn touches(events: &[Event], cells: u32) -> Vec<Vec<Touch>> {
                     }
                 }
             }
-            Event::Opened { session } => {
-                for touches in &mut all {
-                    touches.push(Touch::Opened { session: *session });
-                }
+            Event::Opened { session, loss } => {
+                let (session, loss) = (*session, *loss);
+                everywhere(&mut all, Touch::Opened { session, loss });
+            }
+            Event::Closed { session } => {
+                let session = *session;
+                everywhere(&mut all, Touch::Closed { session });
             }
             Event::Noted { .. } => {}
         }
     }
     all
-}
-
-/// Requests that touch one cell, each a bit by its place among them.
-type Bits = u128;
-
-/// One possible state of a register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Possible {
-    value: u64,
-    /// Open writes that took effect, or cannot any more.
-    past: Bits,
-    /// Open reads that saw what they will return.
-    satisfied: Bits,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Open {
-    step: u32,
-    session: u32,
-    value: u64,
-    bit: Bits,
-    began: usize,
-    gave_up: Option<usize>,
-}
-
-struct Register<'a> {
-    rank: &'a Ranks,
-    /// The latest holder that has opened.
-    opened: Option<u32>,
-    bits: BTreeMap<u32, Bits>,
-    /// Writes that may take effect yet.
-    open: Vec<Open>,
-    /// Writes that were neither answered nor given up.
-    unanswered: Bits,
-    reads: Vec<(Bits, u64)>,
-    possible: HashSet<Possible>,
-}
-
-impl<'a> Register<'a> {
-    fn new(rank: &'a Ranks) -> Self {
-        Self {
-            rank,
-            opened: None,
-            bits: BTreeMap::new(),
-            open: Vec::new(),
-            unanswered: 0,
-            reads: Vec::new(),
-            possible: HashSet::from([Possible {
-                value: 0,
-                past: 0,
-                satisfied: 0,
-            }]),
-        }
-    }
-
-    fn bit(&mut self, step: u32) -> Bits {
-        let next = self.bits.len();
-        assert!(
-            next < 128,
-            "more requests to one cell than the judge counts"
-        );
-        *self.bits.entry(step).or_insert(1 << next)
-    }
-
-    /// Lets any of the open writes take effect, in any order.
-    fn unfold(&mut self) {
-        // With each write, what is over once it takes effect.
-        let writes: Vec<(Bits, u64, Bits)> = self
-            .open
-            .iter()
-            .map(|write| {
-                let over = self.open.iter().filter(|earlier| {
-                    earlier.step == write.step || earlier.gave_up.is_some_and(|at| at < write.began)
-                });
-                let over = over.fold(0, |bits, write| bits | write.bit);
-                (write.bit, write.value, over)
-            })
-            .collect();
-        let mut todo: Vec<Possible> = self.possible.iter().copied().collect();
-        while let Some(state) = todo.pop() {
-            for (bit, value, over) in &writes {
-                if state.past & bit != 0 {
-                    continue;
-                }
-                let mut next = Possible {
-                    value: *value,
-                    past: state.past | over,
-                    ..state
-                };
-                for (read, wanted) in &self.reads {
-                    if wanted == value {
-                        next.satisfied |= read;
-                    }
-                }
-                if self.possible.insert(next) {
-                    todo.push(next);
-                }
-            }
-        }
-    }
-
-    fn values(&self) -> BTreeSet<u64> {
-        self.possible.iter().map(|state| state.value).collect()
-    }
-
-    /// Keeps the states in which `holds`, and forgets the request `bit` in them.
-    fn settle(
-        &mut self,
-        bit: Bits,
-        holds: impl Fn(&Possible) -> bool,
-        wrong: impl Fn(&Self) -> String,
-    ) -> Result<(), String> {
-        self.unfold();
-        let open = self
-            .open
-            .iter()
-            .fold(self.unanswered, |bits, write| bits | write.bit);
-        let kept: HashSet<Possible> = self
-            .possible
-            .iter()
-            .filter(|state| holds(state))
-            .map(|state| Possible {
-                value: state.value,
-                past: state.past & open & !bit,
-                satisfied: state.satisfied & !bit,
-            })
-            .collect();
-        if kept.is_empty() {
-            return Err(wrong(self));
-        }
-        self.possible = kept;
-        Ok(())
-    }
-
-    fn outlived(&self, session: u32) -> bool {
-        let rank = |session| self.rank.get(&session).copied();
-        self.opened
-            .is_some_and(|opened| rank(session) < rank(opened))
-    }
-
-    fn follow(&mut self, touches: &[Touch]) -> Result<(), String> {
-        let read: BTreeSet<u64> = touches
-            .iter()
-            .filter_map(|touch| match touch {
-                Touch::Read { value, .. } => Some(*value),
-                _ => None,
-            })
-            .collect();
-        for (at, touch) in touches.iter().enumerate() {
-            match *touch {
-                Touch::Write {
-                    step,
-                    session,
-                    value,
-                } => {
-                    let bit = self.bit(step);
-                    self.unanswered |= bit;
-                    if !self.outlived(session) {
-                        self.open.push(Open {
-                            step,
-                            session,
-                            value,
-                            bit,
-                            began: at,
-                            gave_up: None,
-                        });
-                    }
-                }
-                Touch::Written { step } => {
-                    let bit = self.bit(step);
-                    self.settle(
-                        bit,
-                        |state| state.past & bit != 0,
-                        |_| format!("write #{step} succeeded after another node had opened"),
-                    )?;
-                    self.open.retain(|write| write.step != step);
-                    self.unanswered &= !bit;
-                }
-                Touch::GivenUp { step } => self.give_up(step, at, &read),
-                Touch::Read { step, value } => {
-                    let bit = self.bit(step);
-                    self.reads.push((bit, value));
-                    let seen = |mut state: Possible| {
-                        if state.value == value {
-                            state.satisfied |= bit;
-                        }
-                        state
-                    };
-                    let possible = std::mem::take(&mut self.possible);
-                    self.possible = possible.into_iter().map(seen).collect();
-                }
-                Touch::Answered { step } => {
-                    let bit = self.bit(step);
-                    self.settle(
-                        bit,
-                        |state| state.satisfied & bit != 0,
-                        |register| {
-                            let values = register.values();
-                            let read = register.reads.iter().find(|read| read.0 == bit);
-                            let value = read.map(|read| read.1);
-                            format!("read #{step} returned {value:?}; possible were {values:?}")
-                        },
-                    )?;
-                    self.reads.retain(|read| read.0 != bit);
-                }
-                Touch::Opened { session } => {
-                    self.unfold();
-                    if !self.outlived(session) {
-                        self.opened = Some(session);
-                    }
-                    let open = std::mem::take(&mut self.open);
-                    self.open = open
-                        .into_iter()
-                        .filter(|write| !self.outlived(write.session))
-                        .collect();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn give_up(&mut self, step: u32, at: usize, read: &BTreeSet<u64>) {
-        self.unanswered &= !self.bit(step);
-        let Some(place) = self.open.iter().position(|write| write.step == step) else {
-            return;
-        };
-        // One that nobody ever saw need not have happened.
-        if read.contains(&self.open[place].value) {
-            self.open[place].gave_up = Some(at);
-        } else {
-            self.open.remove(place);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -384,6 +198,10 @@ mod tests {
         Event::Done { step, values }
     }
 
+    fn opened(session: u32, loss: Loss) -> Event {
+        Event::Opened { session, loss }
+    }
+
     fn dropped(step: u32) -> Event {
         let why = "dropped".into();
         Event::Ended { step, why }
@@ -395,8 +213,15 @@ mod tests {
     }
 
     fn verdict(parts: &[&[Event]]) -> Result<(), String> {
-        let rank = Ranks::from([(0, (0, 0)), (50, (1, 0))]);
-        check(&parts.concat(), CELLS_PER_PAGE, &rank)
+        let rank = |granted| Rank {
+            granted,
+            daemons: 0,
+        };
+        let sessions = Sessions {
+            ranks: [(0, rank(0)), (1, rank(0)), (50, rank(1))].into(),
+            caching: [(1, Caching::ReadWrite)].into(),
+        };
+        check(&parts.concat(), CELLS_PER_PAGE, &sessions)
     }
 
     #[test]
@@ -432,11 +257,76 @@ mod tests {
 
     #[test]
     fn nothing_of_an_older_session_happens_after_an_opening() {
-        let opened = [Event::Opened { session: 50 }];
+        let opened = [opened(50, Loss::Unflushed)];
         assert!(verdict(&[&[write(1)], &opened, &[done(1)], &read(2, 2)]).is_ok());
         assert!(verdict(&[&opened, &[write(1), done(1)]]).is_err());
         let late = [write(1), dropped(1)];
         assert!(verdict(&[&late, &opened, &read(2, 0), &read(3, 2)]).is_err());
         assert!(verdict(&[&late, &opened, &read(2, 2), &read(3, 2)]).is_ok());
+    }
+
+    /// A write that may wait in the cache, acknowledged.
+    fn staged(step: u32) -> [Event; 2] {
+        [begin(step, 1, Io::Write(PAGE, false)), done(step)]
+    }
+
+    fn flush(step: u32) -> [Event; 2] {
+        [begin(step, 1, Io::Flush), done(step)]
+    }
+
+    #[test]
+    fn what_was_flushed_outlives_a_loss_and_the_rest_may_go() {
+        let lost = [opened(50, Loss::Unflushed)];
+        for (left, fine) in [(2, true), (3, true), (4, true), (0, false)] {
+            let history: [&[Event]; 5] = [
+                &staged(1),
+                &flush(10),
+                &staged(2),
+                &[staged(3), read(11, 4)].concat(),
+                &[&lost[..], &read(20, left)].concat(),
+            ];
+            assert_eq!(verdict(&history).is_ok(), fine, "{left}");
+        }
+        let kept = [opened(1, Loss::Nothing)];
+        assert!(verdict(&[&staged(1), &kept, &read(20, 2)]).is_ok());
+        assert!(verdict(&[&staged(1), &kept, &read(20, 0)]).is_err());
+        let once = [&staged(1)[..], &lost, &read(20, 0)].concat();
+        assert!(verdict(&[&once, &read(21, 2)]).is_err(), "it comes back");
+    }
+
+    #[test]
+    fn a_write_with_fua_outlives_a_loss() {
+        let fua = [begin(1, 1, Io::Write(PAGE, true)), done(1)];
+        let lost = [opened(50, Loss::Anything)];
+        assert!(verdict(&[&fua, &lost, &read(20, 2)]).is_ok());
+        assert!(verdict(&[&fua, &lost, &read(20, 0)]).is_err());
+        let over = [
+            begin(4, 1, Io::Flush),
+            fua[0].clone(),
+            fua[1].clone(),
+            done(4),
+        ];
+        assert!(verdict(&[&staged(2), &over, &lost, &read(20, 0)]).is_err());
+    }
+
+    #[test]
+    fn a_holder_that_was_overtaken_sees_its_own_writes_and_flushes_none() {
+        let lost = [opened(50, Loss::Unflushed)];
+        let mine = |step, value| {
+            let values = PAGE.iter().map(|cell| (cell, value)).collect();
+            [begin(step, 1, Io::Read(PAGE)), Event::Done { step, values }]
+        };
+        let overtaken = [&staged(1)[..], &lost, &staged(2)].concat();
+        assert!(verdict(&[&overtaken, &mine(20, 3)]).is_ok());
+        assert!(verdict(&[&overtaken, &mine(20, 2)]).is_err());
+        assert!(verdict(&[&overtaken, &flush(20)]).is_err());
+        let theirs = [
+            begin(30, 50, Io::Read(PAGE)),
+            Event::Done {
+                step: 30,
+                values: PAGE.iter().map(|cell| (cell, 3)).collect(),
+            },
+        ];
+        assert!(verdict(&[&overtaken, &theirs]).is_err(), "it got in");
     }
 }

@@ -14,21 +14,21 @@ use std::time::Duration;
 
 use dysk::blob::StorageError;
 use dysk::device::DeviceError;
-use dysk::volume::OpenError;
+use dysk::volume::{Caching, OpenError, Recover};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
 use crate::blob::Blob;
-use crate::check::Event;
+use crate::check::{Event, Loss};
 use crate::ending::footer;
 use crate::fate::generator;
 use crate::outcome::{Outcome, Tally};
 use crate::plan::{Action, GiveUp, NODES, Opening, Plan, Profile, Step};
 use crate::session::{Held, Session, close_all, lease_text, open, request};
 use crate::store::SimStore;
-use crate::world::{Sabotage, SharedWorld, World, lock};
+use crate::world::{Fall, Sabotage, SharedWorld, World, lock};
 
 /// After the store has healed and every node goes on, all that was begun ends
 /// within this time, waiting for other nodes' leases included.
@@ -51,6 +51,7 @@ pub fn run(plan: &Plan, sabotage: Option<Sabotage>, traced: bool) -> Outcome {
         let world = World::new(Arc::new(plan.clone()), blob, sabotage, traced);
         let world = Arc::new(std::sync::Mutex::new(world));
         let mut driver = Driver::new(&world, plan);
+        lock(&world).bell = Arc::clone(&driver.woken);
         let failure = driver.carry_out().await.err();
         // Futures are dropped before the runtime is.
         driver.tasks.clear();
@@ -60,7 +61,9 @@ pub fn run(plan: &Plan, sabotage: Option<Sabotage>, traced: bool) -> Outcome {
         let mut world = lock(&world);
         tally.troubled = world.troubled.len() as u64;
         tally.late = world.late;
+        let points = driver.points;
         Outcome {
+            points,
             failure,
             events,
             trace: world.take_trace(),
@@ -84,6 +87,13 @@ pub enum Node {
     Empty,
     Opening,
     Open(Session),
+}
+
+/// The last holder, and what may have become of its unflushed writes.
+pub struct Line {
+    session: u32,
+    node: usize,
+    loss: Loss,
 }
 
 enum Ended {
@@ -124,10 +134,17 @@ pub struct Driver<'a> {
     woken: Arc<Notify>,
     pub nodes: [Node; NODES],
     tasks: Vec<Task>,
-    /// The openings of each node, dead or alive.
-    openings: Vec<(usize, u32)>,
+    /// Steps that follow cuts, and when.
+    following: Vec<(Duration, Step)>,
+    /// What the daemons that fell held.
+    fallen: [Option<Held>; NODES],
+    /// How many moments each node had to die in.
+    points: [u32; NODES + 1],
+    /// Who opened the volume last.
+    pub line: Option<Line>,
     /// What each opening holds, or tried to.
     pub held: BTreeMap<u32, Held>,
+    pub caching: BTreeMap<u32, Caching>,
     pub events: Vec<(Duration, Event)>,
     tally: Tally,
 }
@@ -141,7 +158,11 @@ impl<'a> Driver<'a> {
             woken: Arc::new(Notify::new()),
             nodes: Default::default(),
             tasks: Vec::new(),
-            openings: Vec::new(),
+            following: Vec::new(),
+            fallen: [None; NODES],
+            points: [0; NODES + 1],
+            line: None,
+            caching: BTreeMap::new(),
             held: BTreeMap::new(),
             events: Vec::new(),
             tally: Tally::default(),
@@ -163,6 +184,13 @@ impl<'a> Driver<'a> {
         let mut steps = plan.steps.iter().peekable();
         loop {
             let now = self.now();
+            self.follow_cuts(now);
+            let due = self.following.iter().position(|(at, _)| *at <= now);
+            if let Some(at) = due {
+                let (_, step) = self.following.remove(at);
+                self.begin(&step);
+                continue;
+            }
             if let Some(step) = steps.next_if(|step| step.at <= now) {
                 self.begin(step);
                 continue;
@@ -175,7 +203,7 @@ impl<'a> Driver<'a> {
                 }
                 continue;
             }
-            if self.tasks.is_empty() && steps.peek().is_none() {
+            if self.tasks.is_empty() && steps.peek().is_none() && self.following.is_empty() {
                 break;
             }
             let last = plan.steps.last().map_or(Duration::ZERO, |step| step.at);
@@ -190,6 +218,7 @@ impl<'a> Driver<'a> {
                 .iter()
                 .filter_map(|task| task.drop_at)
                 .chain(steps.peek().map(|step| step.at))
+                .chain(self.following.iter().map(|(at, _)| *at))
                 .chain(self.thaws())
                 .filter(|at| *at > now)
                 .fold(bound, Duration::min);
@@ -200,6 +229,7 @@ impl<'a> Driver<'a> {
                 () = sleep_until(next) => {}
             }
         }
+        self.points = lock(&self.world).last_points();
         self.judge().await
     }
 
@@ -227,11 +257,18 @@ impl<'a> Driver<'a> {
 
     fn poll(&mut self, at: usize) -> Result<(), String> {
         let task = &mut self.tasks[at];
+        if lock(&self.world).point(task.node) {
+            return Ok(());
+        }
         task.awake.ready.store(false, Ordering::Relaxed);
         let waker = Waker::from(Arc::clone(&task.awake));
         lock(&self.world).current = Some(task.step);
         let polled = task.future.as_mut().poll(&mut Context::from_waker(&waker));
         lock(&self.world).current = None;
+        if !lock(&self.world).fallen.is_empty() {
+            // It died before it could answer.
+            return Ok(());
+        }
         match polled {
             Poll::Ready(ended) => {
                 let task = self.tasks.swap_remove(at);
@@ -267,6 +304,13 @@ impl<'a> Driver<'a> {
         if task.session.is_none() {
             self.nodes[task.node] = Node::Empty;
         }
+        if task
+            .session
+            .is_some_and(|session| session.ending.load(Ordering::Relaxed))
+        {
+            // A closing that goes on, or not, behind the driver's back.
+            self.lose(task.node, Loss::Perhaps);
+        }
     }
 
     fn begin(&mut self, step: &Step) {
@@ -277,16 +321,21 @@ impl<'a> Driver<'a> {
                         lease: step.id,
                         daemons: 0,
                     };
+                    self.fallen[step.node] = None;
                     self.open(step, held, opening, give_up);
                 }
             }
             Action::Restart(opening) => {
-                if let Node::Open(session) = &self.nodes[step.node] {
+                if let Node::Open(_) = &self.nodes[step.node] {
+                    self.fall(step.node, Fall::Kill);
+                }
+                if matches!(self.nodes[step.node], Node::Empty)
+                    && let Some(held) = self.fallen[step.node].take()
+                {
                     let held = Held {
-                        daemons: session.held.daemons + 1,
-                        ..session.held
+                        daemons: held.daemons + 1,
+                        ..held
                     };
-                    self.crash(step.node);
                     self.open(step, held, opening, GiveUp::Never);
                 }
             }
@@ -307,19 +356,21 @@ impl<'a> Driver<'a> {
                     session: session.id,
                     io,
                 });
-                let id = step.id;
+                let (id, sabotage) = (step.id, session.sabotage);
                 self.spawn(step, Some(session), give_up, async move {
-                    Ended::Io(request(&volume, id, io).await)
+                    Ended::Io(request(&volume, id, io, sabotage).await)
                 });
             }
             Action::Close(give_up) => self.close(step, give_up, false),
             Action::Abandon => self.close(step, GiveUp::Never, true),
             Action::Drop => {
                 if matches!(self.nodes[step.node], Node::Open(_)) {
+                    self.lose(step.node, Loss::Perhaps);
                     self.nodes[step.node] = Node::Empty;
                 }
             }
-            Action::Crash => self.crash(step.node),
+            Action::Crash => self.fall(step.node, Fall::PowerCut),
+            Action::Kill => self.fall(step.node, Fall::Kill),
             Action::Freeze(time) => {
                 let mut world = lock(&self.world);
                 let until = world.now() + time;
@@ -332,10 +383,15 @@ impl<'a> Driver<'a> {
 
     fn open(&mut self, step: &Step, held: Held, opening: Opening, give_up: GiveUp) {
         self.nodes[step.node] = Node::Opening;
-        self.openings.push((step.node, step.id));
+        lock(&self.world).openings.push((step.node, step.id));
         self.held.insert(step.id, held);
+        self.caching.insert(step.id, opening.caching);
+        if opening.recover != Recover::Replay {
+            self.lose(step.node, Loss::Perhaps);
+        }
         let store = SimStore::new(&self.world, step.node, step.id);
-        let future = open(store, step.id, held, opening, self.plan.twins);
+        let place = (Arc::clone(&self.world), step.node);
+        let future = open(store, place, step.id, held, opening, self.plan.twins);
         self.spawn(step, None, give_up, async { Ended::Opened(future.await) });
     }
 
@@ -345,6 +401,7 @@ impl<'a> Driver<'a> {
                 session.ending.store(true, Ordering::Relaxed);
                 let volumes = session.volumes.clone();
                 if abandon {
+                    self.lose(step.node, Loss::Perhaps);
                     volumes.iter().for_each(|volume| volume.abandon());
                 }
                 self.spawn(step, Some(session), give_up, async move {
@@ -355,21 +412,96 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn crash(&mut self, node: usize) {
-        {
-            let mut world = lock(&self.world);
-            world.note(format_args!("node {node} crashes"));
-            for (on, opening) in &self.openings {
-                if *on == node {
-                    world.dead.insert(*opening);
+    /// Takes note of daemons that fell at a point of their own.
+    fn follow_cuts(&mut self, now: Duration) {
+        let fallen = std::mem::take(&mut lock(&self.world).fallen);
+        for cut in fallen {
+            self.fall(cut.node, cut.fall);
+            let then = cut.then.into_iter();
+            self.following
+                .extend(then.map(|(after, step)| (now + after, step)));
+        }
+    }
+
+    /// The node's daemon is no more, and with a power cut all it had in memory.
+    fn fall(&mut self, node: usize, fall: Fall) {
+        match &self.nodes[node] {
+            Node::Open(session) => {
+                self.fallen[node] = Some(session.held);
+                if !session.sound() {
+                    self.lose(node, Loss::Perhaps);
                 }
             }
+            Node::Opening => {
+                let opening = self
+                    .tasks
+                    .iter()
+                    .find(|task| task.node == node && task.session.is_none());
+                self.fallen[node] = opening.map(|task| self.held[&task.step]);
+            }
+            Node::Empty => {}
+        }
+        {
+            let mut world = lock(&self.world);
+            world.note(format_args!("node {node}: {fall:?}"));
+            world.bury(node);
             world.frozen_until[node] = Duration::ZERO;
         }
         while let Some(at) = self.tasks.iter().position(|task| task.node == node) {
+            // One that was closing may have been fenced before.
+            let closing = self.tasks[at].session.as_ref();
+            if closing.is_some_and(|session| !session.sound()) {
+                self.lose(node, Loss::Perhaps);
+            }
             self.give_up(at, "crashed");
         }
         self.nodes[node] = Node::Empty;
+        let mut world = lock(&self.world);
+        world.disks[node].lock().expect("whole").unlock();
+        if fall == Fall::PowerCut {
+            world.lose_power(node);
+            drop(world);
+            let loss = match self.plan.disk {
+                true => Loss::Anything,
+                false => Loss::Unflushed,
+            };
+            self.lose(node, loss);
+            // Its lease is in nobody's memory either.
+            self.fallen[node] = None;
+        }
+    }
+
+    /// What the last holder has on this node may be lost so.
+    fn lose(&mut self, node: usize, loss: Loss) {
+        if let Some(line) = self.line.as_mut().filter(|line| line.node == node) {
+            line.loss = line.loss.max(loss);
+        }
+    }
+
+    /// What a session sees of its predecessor's unflushed writes.
+    fn inherits(&self, session: u32, node: usize) -> Loss {
+        let Some(line) = &self.line else {
+            return Loss::Nothing;
+        };
+        if self.caching[&line.session] != Caching::ReadWrite {
+            return Loss::Nothing;
+        }
+        if line.node != node {
+            return Loss::Unflushed;
+        }
+        let world = lock(&self.world);
+        let granted = |session: &u32| {
+            let lease = lease_text(self.held[session].lease);
+            world.blob.granted.get(&lease).copied()
+        };
+        let between = granted(&line.session)..granted(&session);
+        let others = world.openings.iter().any(|(on, opening)| {
+            *on != node && between.contains(&granted(opening)) && granted(opening).is_some()
+        });
+        line.loss.max(match others {
+            true => Loss::Perhaps,
+            false => Loss::Nothing,
+        })
     }
 
     fn spawn(
@@ -428,14 +560,26 @@ impl<'a> Driver<'a> {
             }
             Ended::Opened(Ok(session)) => {
                 self.tally.openings += 1;
+                let loss = self.inherits(session.id, task.node);
                 self.record(Event::Opened {
                     session: session.id,
+                    loss,
+                });
+                self.tally.inherited += u64::from(self.staged(session.id) && loss == Loss::Nothing);
+                self.tally.bereft += u64::from(self.staged(session.id) && loss > Loss::Perhaps);
+                self.line = Some(Line {
+                    session: session.id,
+                    node: task.node,
+                    loss: Loss::Nothing,
                 });
                 self.nodes[task.node] = Node::Open(session);
                 Ok(())
             }
             Ended::Opened(Err(error)) => {
                 self.nodes[task.node] = Node::Empty;
+                if matches!(error, OpenError::Fenced { .. }) {
+                    self.lose(task.node, Loss::Perhaps);
+                }
                 let what = format!("not opened: {error}");
                 self.record(Event::Noted { step, what });
                 if self.plan.profile == Profile::Calm {
@@ -447,11 +591,33 @@ impl<'a> Driver<'a> {
                 let what = format!("closed: {result:?}");
                 self.record(Event::Noted { step, what });
                 let session = task.session.as_ref().expect("what is closed was open");
+                self.closed(task.node, session);
                 if result.is_ok() {
                     self.given_back(session)?;
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// It stages, and so did its predecessor.
+    fn staged(&self, session: u32) -> bool {
+        let staged = |session| self.caching[session] == Caching::ReadWrite;
+        staged(&session) && self.line.as_ref().is_some_and(|line| staged(&line.session))
+    }
+
+    /// A volume that was closed in good order has flushed everything.
+    pub fn closed(&mut self, node: usize, session: &Session) {
+        let last = self
+            .line
+            .as_ref()
+            .is_some_and(|line| line.session == session.id && line.loss == Loss::Nothing);
+        if last && session.sound() {
+            self.record(Event::Closed {
+                session: session.id,
+            });
+        } else {
+            self.lose(node, Loss::Perhaps);
         }
     }
 

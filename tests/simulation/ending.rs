@@ -1,12 +1,14 @@
 //! The end of a history: everything is closed on a store that is well, and
 //! what is left is looked at.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dysk::blob::vhd::{self, Layout};
+use dysk::volume::{Caching, Recover};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::check::{self, Event, Ranks};
+use crate::check::{self, Event, Loss, Rank, Sessions};
 use crate::driver::{Driver, LEASE, Node, SETTLES_WITHIN};
 use crate::fate::Actor;
 use crate::plan::{Cells, Io, NODES, Opening, Plan};
@@ -32,7 +34,10 @@ impl Driver<'_> {
         for node in 0..NODES {
             if let Node::Open(session) = std::mem::take(&mut self.nodes[node]) {
                 match timeout(SETTLES_WITHIN, close_all(&session.volumes)).await {
-                    Ok(Ok(())) => self.given_back(&session)?,
+                    Ok(Ok(())) => {
+                        self.given_back(&session)?;
+                        self.closed(node, &session);
+                    }
                     Ok(Err(error)) => return Err(format!("not closed on a well store: {error}")),
                     Err(_) => return Err(format!("the volume of #{} does not close", session.id)),
                 }
@@ -58,6 +63,11 @@ impl Driver<'_> {
         } {
             return Err(format!("somebody still renews the lease of #{id}"));
         }
+        // Whoever comes next, and from elsewhere, finds this.
+        self.record(Event::Opened {
+            session: u32::MAX,
+            loss: Loss::Unflushed,
+        });
         self.read_all(u32::MAX - 1, "the store").await?;
         self.open_again().await?;
         self.check()
@@ -118,6 +128,8 @@ impl Driver<'_> {
             wait: Duration::ZERO,
             attempt_deadline: Duration::from_secs(10),
             io_deadline: None,
+            caching: Caching::None,
+            recover: Recover::Replay,
         };
         let store = SimStore::judge(&self.world);
         let held = Held {
@@ -125,10 +137,14 @@ impl Driver<'_> {
             daemons: 0,
         };
         self.held.insert(id, held);
-        let session = open(store, id, held, opening, false)
+        let place = (Arc::clone(&self.world), NODES);
+        let session = open(store, place, id, held, opening, false)
             .await
             .map_err(|error| format!("not opened on a well store: {error}"))?;
-        self.record(Event::Opened { session: id });
+        self.record(Event::Opened {
+            session: id,
+            loss: Loss::Nothing,
+        });
         let volume = &session.volumes[0];
         let layout = if self.plan.vhd {
             Layout::Vhd
@@ -148,7 +164,7 @@ impl Driver<'_> {
                 session: id,
                 io,
             });
-            let values = request(volume, step, io)
+            let values = request(volume, step, io, None)
                 .await
                 .map_err(|error| format!("{io} on a well store: {error}"))?;
             self.record(Event::Done { step, values });
@@ -161,15 +177,19 @@ impl Driver<'_> {
     fn check(&self) -> Result<(), String> {
         let granted = lock(&self.world).blob.granted.clone();
         let rank = |held: &Held| {
-            let granted = granted.get(&lease_text(held.lease))?;
-            Some((*granted, held.daemons))
+            let granted = *granted.get(&lease_text(held.lease))?;
+            let daemons = held.daemons;
+            Some(Rank { granted, daemons })
         };
         let ranks = self
             .held
             .iter()
             .filter_map(|(id, held)| Some((*id, rank(held)?)));
-        let rank: Ranks = ranks.collect();
+        let sessions = Sessions {
+            ranks: ranks.collect(),
+            caching: self.caching.clone(),
+        };
         let events: Vec<Event> = self.events.iter().map(|(_, event)| event.clone()).collect();
-        check::check(&events, self.plan.cells(), &rank)
+        check::check(&events, self.plan.cells(), &sessions)
     }
 }

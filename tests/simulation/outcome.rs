@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::check::Event;
 use crate::fate::AttemptKey;
+use crate::plan::NODES;
 
 /// What came of a history.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Outcome {
     /// Attempts that met with trouble.
     pub troubled: BTreeSet<AttemptKey>,
     pub tally: Tally,
+    /// How many moments each node had in which it could have died.
+    pub points: [u32; NODES + 1],
 }
 
 /// What happened in histories, to see that they are worth something.
@@ -27,6 +30,10 @@ pub struct Tally {
     pub fenced: u64,
     pub troubled: u64,
     pub late: u64,
+    /// Openings that found all unflushed writes of a staging predecessor.
+    pub inherited: u64,
+    /// Openings that need not find them.
+    pub bereft: u64,
 }
 
 impl Tally {
@@ -37,5 +44,7 @@ impl Tally {
         self.fenced += other.fenced;
         self.troubled += other.troubled;
         self.late += other.late;
+        self.inherited += other.inherited;
+        self.bereft += other.bereft;
     }
 }

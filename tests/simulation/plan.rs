@@ -9,7 +9,10 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
+use dysk::volume::{Caching, Recover};
+
 use crate::fate::{AttemptKey, Rule, Target};
+use crate::world::Fall;
 
 /// Bytes in a cell, the unit in which contents are followed: smaller than a
 /// page, so that read-modify-write is followed too.
@@ -74,6 +77,9 @@ pub struct Opening {
     pub wait: Duration,
     pub attempt_deadline: Duration,
     pub io_deadline: Option<Duration>,
+    pub caching: Caching,
+    /// What to do with unflushed writes that are found.
+    pub recover: Recover,
 }
 
 /// What a step does to its node.
@@ -86,8 +92,10 @@ pub enum Action {
     Abandon,
     /// Drops the volume without closing it.
     Drop,
-    /// The node is gone, with all it had under way.
+    /// The node loses power, with all it had under way.
     Crash,
+    /// The daemon is killed; nobody takes its lease up.
+    Kill,
     /// The daemon is killed; another takes the volume up under its lease.
     Restart(Opening),
     /// The node stands still, then goes on as if nothing had been.
@@ -101,6 +109,18 @@ pub struct Step {
     pub at: Duration,
     pub node: usize,
     pub action: Action,
+}
+
+/// The death of a daemon at a given point of what its node does: an attempt
+/// at the store, the answer to one, a change of a file, a poll of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    pub node: usize,
+    /// The how-manieth point.
+    pub point: u32,
+    pub fall: Fall,
+    /// What follows it, and after which time.
+    pub then: Vec<(Duration, Step)>,
 }
 
 /// What a plan dwells on.
@@ -119,15 +139,37 @@ pub enum Profile {
     /// Whole pages, one request at a time, callers who give up, and trouble for
     /// the keeper alone: to look at what a given-up request leaves behind.
     OneByOne,
+    /// One node that stages writes: flushes, daemons that die, power cuts.
+    Staged,
+    /// The same without trouble at the store.
+    StagedCalm,
+    /// One node that caches reads, and a store in trouble.
+    ReadCached,
+    /// Nodes that cache and take over from each other.
+    StagedFailover,
 }
 
-pub const PROFILES: [Profile; 6] = [
+impl Profile {
+    /// Nodes cache in it.
+    pub fn cached(self) -> bool {
+        matches!(
+            self,
+            Self::Staged | Self::StagedCalm | Self::ReadCached | Self::StagedFailover
+        )
+    }
+}
+
+pub const PROFILES: [Profile; 10] = [
     Profile::Calm,
     Profile::Storm,
     Profile::Impatient,
     Profile::Failover,
     Profile::Everything,
     Profile::OneByOne,
+    Profile::Staged,
+    Profile::StagedCalm,
+    Profile::ReadCached,
+    Profile::StagedFailover,
 ];
 
 #[derive(Clone, Debug)]
@@ -146,6 +188,13 @@ pub struct Plan {
     /// Each opening is two under one lease, and requests are dealt to them in
     /// turn: what orders the requests of one volume is lost.
     pub twins: bool,
+    /// Staging folders are on disks, and outlive a power cut.
+    pub disk: bool,
+    /// Bytes that a volume may cache, if bounded.
+    pub budget: Option<u64>,
+    /// Bytes that a staging file system has besides tables, if bounded.
+    pub room: Option<u64>,
+    pub cuts: Vec<Cut>,
 }
 
 pub const NODES: usize = 3;
@@ -196,6 +245,17 @@ impl Draw {
         }
     }
 
+    /// As [`Draw::io`], with more flushes and less that goes to the store.
+    fn cached_io(&mut self, pages: u32, unaligned: u32) -> Io {
+        let io = self.io(pages, unaligned);
+        let staged = self.chance(60);
+        match io {
+            Io::Write(cells, _) if staged => Io::Write(cells, false),
+            Io::Read(_) | Io::Extents(_) if self.chance(15) => Io::Flush,
+            other => other,
+        }
+    }
+
     fn give_up(&mut self, percent: u32) -> GiveUp {
         if !self.chance(percent) {
             GiveUp::Never
@@ -209,14 +269,38 @@ impl Draw {
     }
 
     fn opening(&mut self, profile: Profile) -> Opening {
-        let wary = matches!(profile, Profile::Failover | Profile::Everything);
-        let deadline = matches!(profile, Profile::Impatient | Profile::Everything);
+        let wary = matches!(
+            profile,
+            Profile::Failover | Profile::Everything | Profile::StagedFailover
+        ) || matches!(profile, Profile::Staged | Profile::StagedCalm);
+        let deadline = matches!(
+            profile,
+            Profile::Impatient | Profile::Everything | Profile::StagedFailover
+        );
         let wait = if self.chance(50) { 80 * S } else { 2 * S };
         Opening {
             break_lease: wary && self.chance(40),
             wait,
             attempt_deadline: self.duration(S..10 * S),
             io_deadline: (deadline && self.chance(30)).then(|| self.duration(200 * MS..20 * S)),
+            caching: match profile {
+                Profile::Staged | Profile::StagedCalm => Caching::ReadWrite,
+                Profile::ReadCached => Caching::ReadOnly,
+                Profile::StagedFailover => match self.below(10) {
+                    0..7 => Caching::ReadWrite,
+                    7 | 8 => Caching::ReadOnly,
+                    _ => Caching::None,
+                },
+                _ => Caching::None,
+            },
+            recover: match profile {
+                Profile::Staged | Profile::StagedFailover => match self.below(10) {
+                    0..8 => Recover::Replay,
+                    8 => Recover::SetAside,
+                    _ => Recover::Discard,
+                },
+                _ => Recover::Replay,
+            },
         }
     }
 
@@ -227,7 +311,27 @@ impl Draw {
             Profile::OneByOne => (0, 30),
             Profile::Failover => (18, 3),
             Profile::Everything => (10, 12),
+            Profile::Staged | Profile::ReadCached => (12, 5),
+            Profile::StagedCalm => (10, 0),
+            Profile::StagedFailover => (18, 5),
         };
+        if profile.cached() {
+            if !self.chance(upheaval) {
+                return Action::Io(self.cached_io(pages, unaligned), self.give_up(impatience));
+            }
+            return match self.below(100) {
+                0..14 => Action::Close(self.give_up(impatience)),
+                14..18 if profile != Profile::StagedCalm => Action::Abandon,
+                18..22 if profile != Profile::StagedCalm => Action::Drop,
+                22..42 => Action::Crash,
+                42..60 => Action::Kill,
+                60..85 => Action::Restart(self.opening(profile)),
+                85..94 if profile == Profile::StagedFailover => {
+                    Action::Freeze(self.duration(100 * MS..100 * S))
+                }
+                _ => Action::Open(self.opening(profile), self.give_up(impatience)),
+            };
+        }
         if !self.chance(upheaval) {
             return Action::Io(self.io(pages, unaligned), self.give_up(impatience));
         }
@@ -267,19 +371,26 @@ impl Plan {
             spared: BTreeSet::new(),
             heal_at: heal_at.unwrap_or_default(),
             twins: false,
+            disk: false,
+            budget: None,
+            room: None,
+            cuts: Vec::new(),
         }
     }
 
     /// The plan of one history.
     pub fn draw(profile: Profile, seed: u64) -> Self {
         let mut draw = Draw(SmallRng::seed_from_u64(seed));
-        let pages = 2 + draw.below(8);
+        let pages = match profile.cached() && draw.chance(30) {
+            true => 8 + draw.below(24),
+            false => 2 + draw.below(8),
+        };
         let unaligned = match profile {
             Profile::OneByOne => 0,
             _ => [0, 30, 70][draw.below(3) as usize],
         };
         let nodes = match profile {
-            Profile::Failover => 2 + draw.below(2) as usize,
+            Profile::Failover | Profile::StagedFailover => 2 + draw.below(2) as usize,
             Profile::Everything => 1 + draw.below(3) as usize,
             _ => 1,
         };
@@ -298,11 +409,21 @@ impl Plan {
                 0..50 => Duration::ZERO,
                 50..85 => draw.duration(MS..30 * MS),
                 85..97 => draw.duration(30 * MS..3 * S),
-                _ if profile == Profile::Calm => Duration::ZERO,
+                _ if matches!(profile, Profile::Calm | Profile::StagedCalm) => Duration::ZERO,
                 _ => draw.duration(3 * S..40 * S),
             };
             let node = draw.below(u32::try_from(nodes).expect("few")) as usize;
-            let action = draw.action(profile, pages, unaligned);
+            // Cached nodes seldom stay without a volume.
+            let over = steps.last().is_some_and(|last| {
+                matches!(last.action, Action::Close(_) | Action::Crash | Action::Kill)
+            });
+            let (node, action) = match steps.last() {
+                Some(last) if profile.cached() && over && draw.chance(75) => {
+                    let opening = draw.opening(profile);
+                    (last.node, Action::Open(opening, GiveUp::Never))
+                }
+                _ => (node, draw.action(profile, pages, unaligned)),
+            };
             steps.push(Step {
                 id,
                 at,
@@ -319,7 +440,7 @@ impl Plan {
             rule.target = Target::Keepers;
             rule.percent = 100;
             vec![rule]
-        } else if profile == Profile::Calm {
+        } else if matches!(profile, Profile::Calm | Profile::StagedCalm) {
             Vec::new()
         } else {
             let count = 1 + draw.below(5);
@@ -327,17 +448,23 @@ impl Plan {
                 .map(|_| Rule::draw(&mut draw.0, heal_at, nodes))
                 .collect()
         };
+        let (vhd, lease_first) = (draw.chance(30), draw.chance(50));
+        let cached = profile.cached();
         Self {
             profile,
             seed,
             pages,
-            vhd: draw.chance(30),
-            lease_first: draw.chance(50),
+            vhd,
+            lease_first,
             steps,
             rules,
             spared: BTreeSet::new(),
             heal_at,
             twins: false,
+            disk: cached && draw.chance(50),
+            budget: (cached && draw.chance(30)).then(|| u64::from(draw.below(4)) * 4096),
+            room: (cached && draw.chance(10)).then(|| u64::from(draw.below(3)) * 4096),
+            cuts: Vec::new(),
         }
     }
 
@@ -392,6 +519,9 @@ impl fmt::Display for Step {
                         ""
                     }
                 )?;
+                if opening.caching != Caching::None {
+                    write!(f, ", {:?}, {:?}", opening.caching, opening.recover)?;
+                }
                 *give_up
             }
             Action::Close(give_up) => {
@@ -400,12 +530,14 @@ impl fmt::Display for Step {
             }
             Action::Abandon => return f.write_str("abandon and close"),
             Action::Drop => return f.write_str("drop the volume"),
-            Action::Crash => return f.write_str("crash"),
+            Action::Crash => return f.write_str("cut the power"),
+            Action::Kill => return f.write_str("kill the daemon"),
             Action::Restart(opening) => {
                 let attempts = opening.attempt_deadline;
                 return write!(
                     f,
-                    "kill the daemon and start another, attempts {attempts:?}"
+                    "kill the daemon and start another, attempts {attempts:?}, {:?}, {:?}",
+                    opening.caching, opening.recover
                 );
             }
             Action::Freeze(time) => return write!(f, "freeze for {time:?}"),
@@ -430,6 +562,24 @@ impl fmt::Display for Plan {
             self.heal_at,
             if self.twins { ", in twins" } else { "" }
         )?;
+        if self.disk || self.budget.is_some() || self.room.is_some() {
+            let place = if self.disk { "a disk" } else { "memory" };
+            writeln!(
+                f,
+                "  staging on {place}, budget {:?}, room {:?}",
+                self.budget, self.room
+            )?;
+        }
+        for cut in &self.cuts {
+            writeln!(
+                f,
+                "  node {}: {:?} at point {}",
+                cut.node, cut.fall, cut.point
+            )?;
+            for (after, step) in &cut.then {
+                writeln!(f, "    {after:?} later {step}")?;
+            }
+        }
         for rule in &self.rules {
             writeln!(f, "  trouble {rule}")?;
         }

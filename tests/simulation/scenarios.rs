@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dysk::blob::LeaseId;
-use dysk::volume::{OpenOptions, Volume};
+use dysk::volume::{Caching, OpenOptions, Recover, Volume};
 use tokio::runtime::Handle;
 
 use crate::check::Event;
@@ -17,27 +17,29 @@ use crate::shrink;
 use crate::store::SimStore;
 use crate::world::{Sabotage, World};
 
-const MS: Duration = Duration::from_millis(1);
-const S: Duration = Duration::from_secs(1);
+pub const MS: Duration = Duration::from_millis(1);
+pub const S: Duration = Duration::from_secs(1);
 
-const OPENING: Opening = Opening {
+pub const OPENING: Opening = Opening {
     break_lease: false,
     wait: Duration::from_secs(80),
     attempt_deadline: Duration::from_secs(3),
     io_deadline: None,
+    caching: Caching::None,
+    recover: Recover::Replay,
 };
-const OPEN: Action = Action::Open(OPENING, GiveUp::Never);
+pub const OPEN: Action = Action::Open(OPENING, GiveUp::Never);
 
-fn io(io: Io) -> Action {
+pub fn io(io: Io) -> Action {
     Action::Io(io, GiveUp::Never)
 }
 
-fn cells(first: u32, count: u32) -> Cells {
+pub fn cells(first: u32, count: u32) -> Cells {
     Cells { first, count }
 }
 
 /// The troubles of a scene from `from` on: none, or one kind all the time.
-fn troubles(from: Duration) -> Vec<Vec<Rule>> {
+pub fn troubles(from: Duration) -> Vec<Vec<Rule>> {
     let kinds = [
         Trouble::Throttle,
         Trouble::ServerError,
@@ -59,7 +61,7 @@ fn troubles(from: Duration) -> Vec<Vec<Rule>> {
     [vec![Vec::new()], rules.to_vec()].concat()
 }
 
-fn sound(plan: &Plan) -> Vec<Event> {
+pub fn sound(plan: &Plan) -> Vec<Event> {
     let mut events = Vec::new();
     let wrong = shrink::failure(plan, None, |outcome| {
         events = outcome

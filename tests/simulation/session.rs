@@ -6,15 +6,14 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 use dysk::blob::{LeaseId, StorageError};
 use dysk::device::{BlockDevice, DeviceError};
-use dysk::volume::{OpenError, OpenOptions, Volume};
+use dysk::volume::{Budget, OpenError, OpenOptions, StagingOptions, Volume};
 use tokio::runtime::Handle;
 
 use crate::check::changes;
+use crate::files::SimFiles;
 use crate::plan::{CELL, Cells, Io, Opening};
 use crate::store::SimStore;
-
-/// A folder in which no volume left anything.
-const STAGING: &str = "/nonexistent";
+use crate::world::{Sabotage, SharedWorld, lock};
 
 pub type SimVolume = Arc<Volume<SimStore>>;
 
@@ -25,8 +24,21 @@ pub struct Session {
     pub id: u32,
     pub held: Held,
     pub volumes: Vec<SimVolume>,
+    pub sabotage: Option<Sabotage>,
     pub io_deadline: bool,
     pub ending: Arc<AtomicBool>,
+}
+
+impl Session {
+    /// What the volume has cached is its own: it is not fenced, and nothing
+    /// was set aside.
+    pub fn sound(&self) -> bool {
+        self.volumes.iter().all(|volume| {
+            let status = volume.status();
+            let aside = status.cache.and_then(|cache| cache.set_aside);
+            status.fenced.is_none() && aside.is_none()
+        })
+    }
 }
 
 /// The lease that a session holds.
@@ -42,8 +54,32 @@ pub fn lease_text(opening: u32) -> String {
     opening.to_string()
 }
 
+/// The staging folder of `node` as the daemon sees it that makes the opening
+/// `id`.
+fn staging(world: &SharedWorld, node: usize, id: u32, opening: Opening) -> StagingOptions {
+    let (boots, plan, sabotage) = {
+        let world = lock(world);
+        (world.boots[node], Arc::clone(&world.plan), world.sabotage)
+    };
+    let boots = match sabotage {
+        Some(Sabotage::Boot) => 0,
+        _ => boots,
+    };
+    StagingOptions {
+        dir: "/staging".into(),
+        // The least there is; a budget makes it less.
+        size: 0,
+        budget: plan.budget.map_or_else(Budget::unlimited, Budget::new),
+        recover: opening.recover,
+        boot: Some(format!("{node}-{boots}")),
+        survives_power_cut: Some(plan.disk),
+        files: Arc::new(SimFiles::new(world, node, id)),
+    }
+}
+
 pub async fn open(
     store: SimStore,
+    (world, node): (SharedWorld, usize),
     id: u32,
     held: Held,
     opening: Opening,
@@ -56,9 +92,9 @@ pub async fn open(
     options.attempt_deadline = opening.attempt_deadline;
     options.io_deadline = opening.io_deadline;
     options.keeper = Some(Handle::current());
-    // What says that it is memory is not waited for on another thread.
-    options.staging.dir = STAGING.into();
-    options.staging.survives_power_cut = Some(false);
+    options.caching = opening.caching;
+    options.staging = staging(&world, node, id, opening);
+    let sabotage = lock(&world).sabotage;
     let mut volumes = vec![Volume::open(store.clone(), options.clone()).await?];
     if twins {
         volumes.push(Volume::open(store, options).await?);
@@ -67,6 +103,7 @@ pub async fn open(
         id,
         held,
         volumes,
+        sabotage,
         io_deadline: opening.io_deadline.is_some(),
         ending: Arc::new(AtomicBool::new(false)),
     })
@@ -80,8 +117,19 @@ pub async fn close_all(volumes: &[SimVolume]) -> Result<(), StorageError> {
 }
 
 /// Makes the request of step `id` and reads the values of cells off its answer.
-pub async fn request(volume: &SimVolume, id: u32, io: Io) -> Result<Vec<(u32, u64)>, DeviceError> {
+pub async fn request(
+    volume: &SimVolume,
+    id: u32,
+    io: Io,
+    sabotage: Option<Sabotage>,
+) -> Result<Vec<(u32, u64)>, DeviceError> {
     let none = Vec::new();
+    let io = match (sabotage, io) {
+        (Some(Sabotage::Flush), Io::Flush) => return Ok(none),
+        (Some(Sabotage::Fua), Io::Write(cells, _)) => Io::Write(cells, false),
+        (Some(Sabotage::Fua), Io::Zero(cells, _)) => Io::Zero(cells, false),
+        _ => io,
+    };
     match io {
         Io::Read(cells) => {
             let len = u32::try_from(cells.len()).expect("a small read");

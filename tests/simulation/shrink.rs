@@ -40,6 +40,7 @@ pub fn shrink(plan: &Plan, sabotage: Option<Sabotage>) -> Plan {
         let before = size(&best);
         best = without(best, |plan| &mut plan.steps, &fails);
         best = without(best, |plan| &mut plan.rules, &fails);
+        best = without(best, |plan| &mut plan.cuts, &fails);
         best = patient(best, &fails);
         best = spare(best, sabotage, &fails);
         if size(&best) == before {

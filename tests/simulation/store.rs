@@ -152,6 +152,13 @@ impl SimStore {
         }
     }
 
+    /// A moment in which the daemon may die, and ends all it does.
+    async fn point(&self) {
+        if !self.judge && lock(&self.world).point(self.node) {
+            std::future::pending().await
+        }
+    }
+
     fn error(&self, operation: Operation, failure: Failure) -> StorageError {
         StorageError::new(operation.to_string(), &self.address, failure)
     }
@@ -165,6 +172,7 @@ impl SimStore {
         execute: impl FnOnce(&mut World, bool) -> Result<T, Refusal> + Send + 'static,
     ) -> Attempt<(T, Fate)> {
         self.alive().await;
+        self.point().await;
         let started = Instant::now();
         let (key, fate) = {
             let mut world = lock(&self.world);
@@ -189,6 +197,7 @@ impl SimStore {
         let in_time = heard_at <= give_up && !matches!(fate.answer, Answer::Silence(_));
         sleep_until(if in_time { heard_at } else { give_up }).await;
         self.alive().await;
+        self.point().await;
         let failure = match &fate.answer {
             Answer::Silence(written) => Failure::Deadline { written: *written },
             _ if !in_time => Failure::Deadline { written: true },
@@ -281,9 +290,17 @@ impl SimStore {
                 let holder = world.blob.holder(world.now());
                 conditions.lease = holder.map(|(id, _)| LeaseId::from_text(id));
             }
-            Some(Sabotage::Raise | Sabotage::AcquireConditions) | None => {}
+            _ => {}
         }
         conditions
+    }
+
+    /// What a write-back is told whose outcome nobody waits for.
+    fn unordered(&self) -> Option<Written> {
+        let world = lock(&self.world);
+        let early = world.sabotage == Some(Sabotage::Order)
+            && matches!(self.actor(&world), Actor::Background(_));
+        early.then(|| Self::written(&world))
     }
 
     fn written(world: &World) -> Written {
@@ -322,13 +339,18 @@ impl PageStore for SimStore {
     ) -> Attempt<Written> {
         let conditions = conditions.clone();
         let operation = Operation::Put(Range::at(offset, data.len() as u64));
-        let done = self.attempt(operation, deadline, move |world, _| {
+        let execute = move |world: &mut World, _| {
             let conditions = Self::conditions(world, &conditions);
             let now = world.now();
             world.blob.put(offset, &data, &conditions, now)?;
             Ok(Self::written(world))
-        });
-        Ok(done.await?.0)
+        };
+        if let Some(written) = self.unordered() {
+            let store = self.clone();
+            tokio::spawn(async move { store.attempt(operation, deadline, execute).await });
+            return Ok(written);
+        }
+        Ok(self.attempt(operation, deadline, execute).await?.0)
     }
 
     async fn clear_pages(

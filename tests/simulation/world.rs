@@ -6,11 +6,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::blob::Blob;
-use crate::fate::{Actor, AttemptKey};
-use crate::plan::{NODES, Plan};
+use crate::fate::{Actor, AttemptKey, generator};
+use crate::files::SharedDisk;
+use crate::plan::{Cut, NODES, Plan};
 
 /// A safety mechanism that the store renders void, so that its loss is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,32 @@ pub enum Sabotage {
     Lease,
     /// Without conditions on acquires.
     AcquireConditions,
+    /// Write-backs are answered before they are done, so that nothing orders
+    /// two of one block.
+    Order,
+    /// Flushes are answered and not made.
+    Flush,
+    /// Writes with FUA are made without.
+    Fua,
+    /// Staging files always name the blob's present sequence number.
+    Epoch,
+    /// Staging files always name the present boot.
+    Boot,
+    /// Entries of the staging file's table are not written.
+    Commit,
+    /// They are not taken out again.
+    Clean,
+    /// Nothing in a staging file is made durable.
+    Sync,
+}
+
+/// How a daemon ends that was told nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fall {
+    /// It is killed.
+    Kill,
+    /// Its node loses power.
+    PowerCut,
 }
 
 /// All that one history shares.
@@ -44,6 +72,20 @@ pub struct World {
     pub under_way: u32,
     /// Requests executed after their senders had given up.
     pub late: u64,
+    /// The nodes' staging folders, and the judge's.
+    pub disks: [SharedDisk; NODES + 1],
+    /// How often each node's power was cut.
+    pub boots: [u32; NODES + 1],
+    /// How many moments each node had in which it could have died.
+    pub points: [u32; NODES + 1],
+    /// Cuts of the plan that are still to come.
+    cuts: Vec<Cut>,
+    /// Cuts that have come, for the driver.
+    pub fallen: Vec<Cut>,
+    /// Told when one comes.
+    pub bell: Arc<Notify>,
+    /// The openings of each node, dead or alive.
+    pub openings: Vec<(usize, u32)>,
     trace: Option<Vec<String>>,
 }
 
@@ -57,6 +99,7 @@ pub fn lock(world: &SharedWorld) -> MutexGuard<'_, World> {
 impl World {
     /// A world at its beginning; within a paused runtime.
     pub fn new(plan: Arc<Plan>, blob: Blob, sabotage: Option<Sabotage>, traced: bool) -> Self {
+        let cuts = plan.cuts.clone();
         Self {
             start: Instant::now(),
             blob,
@@ -69,6 +112,13 @@ impl World {
             troubled: BTreeSet::new(),
             under_way: 0,
             late: 0,
+            disks: Default::default(),
+            boots: [0; NODES + 1],
+            points: [0; NODES + 1],
+            cuts,
+            fallen: Vec::new(),
+            bell: Arc::default(),
+            openings: Vec::new(),
             trace: traced.then(Vec::new),
         }
     }
@@ -79,6 +129,49 @@ impl World {
 
     pub fn instant(&self, at: Duration) -> Instant {
         self.start + at
+    }
+
+    /// A moment in which the node's daemon may die; says whether it does.
+    pub fn point(&mut self, node: usize) -> bool {
+        self.points[node] += 1;
+        let now = self.points[node];
+        let due = |cut: &Cut| cut.node == node && cut.point == now;
+        let Some(at) = self.cuts.iter().position(due) else {
+            return false;
+        };
+        let cut = self.cuts.remove(at);
+        self.note(format_args!("node {node}: {:?} at point {now}", cut.fall));
+        self.bury(node);
+        self.fallen.push(cut);
+        self.bell.notify_one();
+        true
+    }
+
+    /// The plan has been carried out: nothing dies any more.
+    pub fn last_points(&mut self) -> [u32; NODES + 1] {
+        self.cuts.clear();
+        self.points
+    }
+
+    /// Nothing of what is open on the node does anything any more.
+    pub fn bury(&mut self, node: usize) {
+        let here = self.openings.iter().filter(|(on, _)| *on == node);
+        self.dead.extend(here.map(|(_, opening)| *opening));
+    }
+
+    /// The node's daemon died just now, in a write to its staging file; and
+    /// how many whole pages of that came before.
+    pub fn died_in_write(&self, node: usize) -> (bool, u64) {
+        let here = self.fallen.iter().any(|cut| cut.node == node);
+        (here, u64::from(self.points[node]) % 4)
+    }
+
+    /// The node's power is cut: it loses what it had in memory.
+    pub fn lose_power(&mut self, node: usize) {
+        self.boots[node] += 1;
+        let mut rng = generator(self.plan.seed, [8, node as u64, self.boots[node].into()]);
+        let mut disk = self.disks[node].lock().expect("nothing panics with it");
+        disk.cut(self.plan.disk, &mut rng);
     }
 
     /// Adds a line to the trace, if one is kept.

@@ -57,16 +57,7 @@ impl<S: PageStore> Volume<S> {
             _ = abandoned.wait_for(|abandoned| *abandoned) => {}
             () = self.flush_for_good(cache) => {}
         }
-        let writer = cache
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(writer) = writer {
-            writer.abort();
-            // Aborted on purpose; what it had under way is dropped with it.
-            writer.await.ok();
-        }
+        cache.end_write_back().await;
         if !cache.kept_aside() {
             cache.keep_aside().await;
         }

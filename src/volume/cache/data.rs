@@ -21,13 +21,15 @@ use crate::volume::store::PageStore;
 /// Gaps up to this long between missing parts are read along with them.
 const READ_ALONG: u64 = 64 << 10;
 
-/// A registration of a read, ended when dropped.
-struct Watching<'a> {
-    cache: &'a Arc<Cache>,
+/// A registration of a read, ended when dropped. As all that is undone by a
+/// drop, it is made within the section that does it: a section runs to its end
+/// though nobody waits for it any more, and what it answers is dropped then.
+struct Watching {
+    cache: Arc<Cache>,
     id: u64,
 }
 
-impl Drop for Watching<'_> {
+impl Drop for Watching {
     fn drop(&mut self) {
         let id = self.id;
         self.cache.soon(move |core| core.unregister(id));
@@ -36,20 +38,21 @@ impl Drop for Watching<'_> {
 
 /// A change in the store; unless [`Changing::done`], its outcome counts as
 /// unknown when dropped.
-pub(super) struct Changing<'a> {
-    cache: &'a Arc<Cache>,
+pub(super) struct Changing {
+    cache: Arc<Cache>,
     id: u64,
     known: bool,
 }
 
-impl<'a> Changing<'a> {
-    pub(super) async fn begin(cache: &'a Arc<Cache>, range: Range) -> Self {
-        let id = cache.with(move |core| core.begin_change(range)).await;
-        Self {
-            cache,
-            id,
+impl Changing {
+    pub(super) async fn begin(cache: &Arc<Cache>, range: Range) -> Self {
+        let guarded = Arc::clone(cache);
+        let begin = move |core: &mut Core| Self {
+            id: core.begin_change(range),
+            cache: guarded,
             known: false,
-        }
+        };
+        cache.with(begin).await
     }
 
     pub(super) fn done(mut self) {
@@ -57,7 +60,7 @@ impl<'a> Changing<'a> {
     }
 }
 
-impl Drop for Changing<'_> {
+impl Drop for Changing {
     fn drop(&mut self) {
         let (id, known) = (self.id, self.known);
         self.cache.soon(move |core| core.end_change(id, known));
@@ -121,17 +124,18 @@ impl<S: PageStore> Volume<S> {
         let mut copied = Copied::default();
         let mut watching = None;
         for section in sections(range) {
+            let guarded = Arc::clone(cache);
             let copy = cache.with(move |core| {
                 let result = core.copy(section, range, &mut copied);
-                (result, copied)
+                if let Some(id) = copied.fill
+                    && watching.is_none()
+                {
+                    watching = Some(Watching { cache: guarded, id });
+                }
+                (result, copied, watching)
             });
             let result;
-            (result, copied) = copy.await;
-            if let Some(id) = copied.fill
-                && watching.is_none()
-            {
-                watching = Some(Watching { cache, id });
-            }
+            (result, copied, watching) = copy.await;
             result.map_err(|error| staging_failed(&error))?;
         }
         if copied.missing.is_empty() {
@@ -169,7 +173,7 @@ impl<S: PageStore> Volume<S> {
     }
 
     /// Keeps what a read fetched; `bytes` begin at `start`.
-    async fn fill(&self, watching: &Watching<'_>, start: u64, parts: Vec<Range>, bytes: Bytes) {
+    async fn fill(&self, watching: &Watching, start: u64, parts: Vec<Range>, bytes: Bytes) {
         let id = watching.id;
         for section in parts.into_iter().flat_map(sections) {
             let from = usize_from(section.start - start);
@@ -260,11 +264,12 @@ impl<S: PageStore> Volume<S> {
         in_turn: bool,
     ) -> Staged {
         let staged = if cache.memory {
-            let mut core = cache.core();
-            if core.waiting > 0 && !in_turn {
-                return Staged::default();
-            }
-            core.stage(offset, data)
+            cache.section(|core| {
+                if core.waiting > 0 && !in_turn {
+                    return Staged::default();
+                }
+                core.stage(offset, data)
+            })
         } else {
             let data = data.clone();
             let stage = move |core: &mut Core| {
@@ -382,8 +387,13 @@ impl<S: PageStore> Volume<S> {
         patched: impl Fn(&ReadData) -> Bytes,
     ) -> Result<bool, DeviceError> {
         loop {
-            let id = cache.with(move |core| core.register(page)).await;
-            let watching = Watching { cache, id };
+            let guarded = Arc::clone(cache);
+            let register = move |core: &mut Core| Watching {
+                id: core.register(page),
+                cache: guarded,
+            };
+            let watching = cache.with(register).await;
+            let id = watching.id;
             let new = patched(&self.read_cached(cache, page).await?);
             let stage =
                 move |core: &mut Core| core.undisturbed(id).then(|| core.stage(page.start, &new));
@@ -401,16 +411,20 @@ impl<S: PageStore> Volume<S> {
 }
 
 /// A writer that waits for room, until dropped.
-struct Waiting<'a>(&'a Arc<Cache>);
+struct Waiting(Arc<Cache>);
 
-impl<'a> Waiting<'a> {
-    async fn begin(cache: &'a Arc<Cache>) -> Self {
-        cache.with(|core| core.waiting += 1).await;
-        Self(cache)
+impl Waiting {
+    async fn begin(cache: &Arc<Cache>) -> Self {
+        let guarded = Arc::clone(cache);
+        let begin = move |core: &mut Core| {
+            core.waiting += 1;
+            Self(guarded)
+        };
+        cache.with(begin).await
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.soon(|core| core.waiting -= 1);
     }

@@ -50,8 +50,10 @@ mod budget;
 mod close;
 mod core;
 mod data;
+mod files;
 mod flush;
 mod follow;
+mod hand_over;
 mod index;
 mod layout;
 mod leftover;
@@ -66,10 +68,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::JoinHandle;
 
 pub use budget::Budget;
+pub use files::{StagingFile, StagingFiles, System};
 pub use leftover::{Leftover, LeftoverState, kept_aside, list_staging, restore_staging};
+use recovery::Origin;
 pub use recovery::{StagingInfo, discard_staging, inspect_staging};
 pub(super) use recovery::{adopt, run, start, withdraw};
 
@@ -115,6 +118,8 @@ pub struct StagingOptions {
     pub boot: Option<String>,
     /// Whether `dir` outlives a power cut; `None` asks the file system.
     pub survives_power_cut: Option<bool>,
+    /// The file system that has `dir`.
+    pub files: Arc<dyn StagingFiles>,
 }
 
 impl Default for StagingOptions {
@@ -126,6 +131,7 @@ impl Default for StagingOptions {
             recover: Recover::default(),
             boot: None,
             survives_power_cut: None,
+            files: Arc::new(System),
         }
     }
 }
@@ -163,12 +169,32 @@ pub struct CacheStatus {
     pub set_aside: Option<SetAside>,
 }
 
+/// Runs `work` to its end, though its future be dropped: on a thread that may
+/// wait, or as a task of this one.
+async fn apart<T: Send + 'static>(may_wait: bool, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = if may_wait {
+        tokio::task::spawn_blocking(work)
+    } else {
+        tokio::spawn(async { work() })
+    };
+    match done.await {
+        Ok(done) => done,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down, and this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 /// The cache of one open volume.
 #[derive(Debug)]
 pub(super) struct Cache {
     mode: Caching,
     /// Its file is memory: no call on it waits for a device.
     memory: bool,
+    /// Other calls on it belong on threads that may wait.
+    may_wait: bool,
     core: Mutex<Core>,
     /// Something is to be written back, or to be reconsidered.
     work: Notify,
@@ -180,14 +206,17 @@ pub(super) struct Cache {
     failures: AtomicU64,
     last_failure: Mutex<String>,
     set_aside: Mutex<Option<SetAside>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Mutex<Option<write_back::Writer>>,
+    origin: Origin,
 }
 
 impl Cache {
-    fn new(mode: Caching, core: Core) -> Arc<Self> {
+    fn new(mode: Caching, core: Core, origin: Origin) -> Arc<Self> {
         Arc::new(Self {
             mode,
+            origin,
             memory: core.staging.in_memory(),
+            may_wait: core.staging.may_wait(),
             core: Mutex::new(core),
             work: Notify::new(),
             progress: Notify::new(),
@@ -210,6 +239,15 @@ impl Cache {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One short section on the core.
+    fn section<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
+        let mut core = self.core();
+        let done = work(&mut core);
+        #[cfg(debug_assertions)]
+        core.check();
+        done
+    }
+
     /// Runs a short section on the core: at once when its file is memory, on
     /// a thread that may wait when it is a disk's. Dropping the future may
     /// leave the section to run to its end.
@@ -218,23 +256,16 @@ impl Cache {
         work: impl FnOnce(&mut Core) -> T + Send + 'static,
     ) -> T {
         if self.memory {
-            return work(&mut self.core());
+            return self.section(work);
         }
         let cache = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || work(&mut cache.core())).await {
-            Ok(done) => done,
-            Err(failed) => match failed.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // The runtime is going down, and this task with it.
-                Err(_) => std::future::pending().await,
-            },
-        }
+        apart(self.may_wait, move || cache.section(work)).await
     }
 
     /// As [`Cache::with`] for what nobody waits for.
     fn soon(self: &Arc<Self>, work: impl FnOnce(&mut Core) + Send + 'static) {
         if self.memory {
-            return work(&mut self.core());
+            return self.section(work);
         }
         match self.core.try_lock() {
             Ok(mut core) => work(&mut core),
@@ -242,7 +273,8 @@ impl Cache {
             Err(TryLockError::WouldBlock) => match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => {
                     let cache = Arc::clone(self);
-                    runtime.spawn_blocking(move || work(&mut cache.core()));
+                    // Nobody waits for it.
+                    drop(runtime.spawn_blocking(move || work(&mut cache.core())));
                 }
                 Err(_) => work(&mut self.core()),
             },

@@ -34,7 +34,7 @@ use super::index::Index;
 use super::layout::{BLOCK, BLOCK_LEN, Entry, Header, SECTOR, SECTORS, digest, sum};
 use super::leftover::stem_of;
 use super::staging::{Staging, Stretch};
-use super::{Cache, Recover, SetAside, StagingOptions, write_back};
+use super::{Cache, Recover, SetAside, StagingFiles, StagingOptions, System, apart, write_back};
 use crate::blob::BlobAddress;
 use crate::volume::patience::patiently;
 use crate::volume::store::PageStore;
@@ -60,13 +60,17 @@ pub struct StagingInfo {
     pub dirty_bytes: u64,
 }
 
+fn system() -> Arc<dyn StagingFiles> {
+    Arc::new(System)
+}
+
 /// Reads a staging file that no daemon has open.
 ///
 /// # Errors
 /// It is in use ([`io::ErrorKind::WouldBlock`]), is no staging file
 /// ([`io::ErrorKind::InvalidData`]), is not there, or cannot be read.
 pub fn inspect_staging(path: &Path) -> io::Result<StagingInfo> {
-    let staging = Staging::open(path, None)?.ok_or(io::ErrorKind::NotFound)?;
+    let staging = Staging::open(&system(), path, None)?.ok_or(io::ErrorKind::NotFound)?;
     let (entries, _) = staging.table()?;
     Ok(StagingInfo {
         volume: staging.header().address.clone(),
@@ -79,7 +83,7 @@ pub fn inspect_staging(path: &Path) -> io::Result<StagingInfo> {
 /// # Errors
 /// As [`inspect_staging`].
 pub fn discard_staging(path: &Path) -> io::Result<()> {
-    Staging::open(path, None)?
+    Staging::open(&system(), path, None)?
         .ok_or(io::ErrorKind::NotFound)?
         .remove()
 }
@@ -111,13 +115,7 @@ async fn blocking<T: Send + 'static>(
     if options.survives_power_cut == Some(false) {
         return work();
     }
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(failed) => match failed.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => std::future::pending().await,
-        },
-    }
+    apart(options.files.may_wait(), work).await
 }
 
 fn refused(address: &BlobAddress, reason: String) -> OpenError {
@@ -161,8 +159,9 @@ pub(in crate::volume) async fn adopt<S: PageStore>(
     let survives = options.staging.survives_power_cut;
     let opened = {
         let path = path.clone();
+        let files = Arc::clone(&options.staging.files);
         blocking(&options.staging, move || {
-            open_and_read(&path, survives, recover)
+            open_and_read(&files, &path, survives, recover)
         })
         .await
     };
@@ -217,11 +216,12 @@ struct Found {
 
 /// `None` when there is nothing unflushed, or it was put out of the way.
 fn open_and_read(
+    files: &Arc<dyn StagingFiles>,
     path: &Path,
     survives: Option<bool>,
     recover: Recover,
 ) -> io::Result<Option<Found>> {
-    let mut staging = match Staging::open(path, survives) {
+    let mut staging = match Staging::open(files, path, survives) {
         Ok(None) => return Ok(None),
         Ok(Some(staging)) => staging,
         Err(error)
@@ -229,7 +229,7 @@ fn open_and_read(
                 && matches!(recover, Recover::SetAside | Recover::Discard) =>
         {
             match recover {
-                Recover::Discard => std::fs::remove_file(path)?,
+                Recover::Discard => files.remove(path)?,
                 _ => std::fs::rename(path, path.with_extension("damaged"))?,
             }
             return Ok(None);
@@ -338,26 +338,68 @@ pub(in crate::volume) async fn start(
     if mode == Caching::None {
         return Ok(None);
     }
-    let path = path_of(address, &options.staging);
-    let lease = options.lease.as_str().to_owned();
-    let made = {
-        let (path, address) = (path.clone(), address.to_string());
-        let staging = options.staging.clone();
-        blocking(&options.staging, move || match adopted {
-            Some(adopted) => resume(adopted, &staging, number),
-            None => create(
-                &path,
-                address,
-                lease,
-                &staging,
-                number,
-                mode == Caching::ReadWrite,
-            ),
+    let origin = Origin {
+        path: path_of(address, &options.staging),
+        address: address.clone(),
+        lease: options.lease.as_str().to_owned(),
+        staging: options.staging.clone(),
+    };
+    let (from, named) = (origin.clone(), mode == Caching::ReadWrite);
+    let made = blocking(&options.staging, move || match adopted {
+        Some(adopted) => resume(adopted, &from.staging, number),
+        None => from.create(number, named),
+    })
+    .await;
+    let core = made.map_err(|error| file_error(address, &origin.path, &error))?;
+    Ok(Some(Cache::new(mode, core, origin)))
+}
+
+/// What a volume's staging file is made or opened again from.
+#[derive(Clone, Debug)]
+pub(super) struct Origin {
+    path: PathBuf,
+    address: BlobAddress,
+    lease: String,
+    staging: StagingOptions,
+}
+
+impl Origin {
+    fn create(self, number: u64, named: bool) -> io::Result<Core> {
+        let address = self.address.to_string();
+        create(
+            &self.path,
+            address,
+            self.lease,
+            &self.staging,
+            number,
+            named,
+        )
+    }
+
+    /// The file as it is now, after somebody else had it; a new one when that
+    /// one found nothing unflushed in it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] while the other one has it open;
+    /// otherwise as [`start`].
+    pub(super) async fn open_again(&self, number: u64) -> io::Result<Core> {
+        let origin = self.clone();
+        let options = self.staging.clone();
+        blocking(&options, move || {
+            let survives = origin.staging.survives_power_cut;
+            let files = &origin.staging.files;
+            match open_and_read(files, &origin.path, survives, Recover::Replay)? {
+                Some(found) => {
+                    let boot = boot(&origin.staging)?;
+                    let volume = digest(&origin.address.to_string());
+                    let adopted = take_up(found, volume, origin.lease, boot)?;
+                    resume(adopted, &origin.staging, number)
+                }
+                None => origin.create(number, true),
+            }
         })
         .await
-    };
-    let core = made.map_err(|error| file_error(address, &path, &error))?;
-    Ok(Some(Cache::new(mode, core)))
+    }
 }
 
 fn create(
@@ -387,11 +429,12 @@ fn create(
         // It has this name for an instant only.
         path.with_extension(uuid::Uuid::new_v4().simple().to_string())
     };
-    match std::fs::remove_file(&making) {
+    match options.files.remove(&making) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut staging = Staging::create(&making, named, header, options.survives_power_cut)?;
+    let survives = options.survives_power_cut;
+    let mut staging = Staging::create(&options.files, &making, named, header, survives)?;
     if named && let Err(error) = staging.place(path) {
         staging.remove()?;
         return Err(error);
@@ -428,8 +471,9 @@ pub(in crate::volume) async fn withdraw(
     let survives = options.staging.survives_power_cut;
     let withdrawn = blocking(&options.staging, {
         let path = path.clone();
+        let files = Arc::clone(&options.staging.files);
         move || {
-            let Some(mut staging) = Staging::open(&path, survives)? else {
+            let Some(mut staging) = Staging::open(&files, &path, survives)? else {
                 return Ok(None);
             };
             let (entries, torn) = staging.table()?;

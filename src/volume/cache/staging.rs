@@ -5,24 +5,22 @@
 //! that is the commit. Neither lies across pages, and a pwrite within one page
 //! is not cut short by SIGKILL.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::files::{StagingFile, StagingFiles};
 use super::layout::{BLOCK, ENTRY, Entry, HEADER, Header, TABLE_AT, data_at};
-
-/// `TMPFS_MAGIC` and `RAMFS_MAGIC` of `linux/magic.h`.
-const MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// An open staging file, locked against everybody else.
 #[derive(Debug)]
 pub struct Staging {
-    file: File,
+    files: Arc<dyn StagingFiles>,
+    file: Box<dyn StagingFile>,
     /// Where it is; `None` when it has no name (it holds nothing unflushed, ever).
     path: Option<PathBuf>,
     header: Header,
@@ -78,33 +76,23 @@ impl Stretch {
 }
 
 impl Staging {
-    /// Makes an empty file at `path`, or one without a name in that folder
+    /// Makes an empty file at `path` in `files`, or one without a name there
     /// when `named` is false. `survives` overrides what the file system says.
     ///
     /// # Errors
     /// The folder cannot be made or written, or there is no room for the table.
     pub fn create(
+        files: &Arc<dyn StagingFiles>,
         path: &Path,
         named: bool,
         header: Header,
         survives: Option<bool>,
     ) -> io::Result<Self> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)?;
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .custom_flags(flags)
-            .open(path)?;
+        let file = files.create(path)?;
         let mut staging = Self {
             data_at: data_at(header.slots),
-            memory: !survives.map_or_else(|| outlives_power(&file), Ok)?,
+            memory: !survives.map_or_else(|| file.outlives_power(), Ok)?,
+            files: Arc::clone(files),
             file,
             path: named.then(|| path.to_owned()),
             header,
@@ -113,18 +101,18 @@ impl Staging {
         };
         let made = staging.set_up(named);
         if !named || made.is_err() {
-            std::fs::remove_file(path)?;
+            files.remove(path)?;
         }
         made.map(|()| staging)
     }
 
     fn set_up(&mut self, named: bool) -> io::Result<()> {
-        rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
+        self.file.lock()?;
         if !named {
             return Ok(());
         }
         // Committing an entry must never want for room.
-        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, self.data_at)?;
+        self.file.allocate(self.data_at)?;
         self.write_header()?;
         self.write_header()?;
         self.sync_folder()
@@ -135,18 +123,15 @@ impl Staging {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when somebody else has it open,
     /// [`io::ErrorKind::InvalidData`] when it is no staging file.
-    pub fn open(path: &Path, survives: Option<bool>) -> io::Result<Option<Self>> {
-        let flags = OFlags::NOFOLLOW.bits().cast_signed();
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags)
-            .open(path);
-        let file = match opened {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened?,
+    pub fn open(
+        files: &Arc<dyn StagingFiles>,
+        path: &Path,
+        survives: Option<bool>,
+    ) -> io::Result<Option<Self>> {
+        let Some(file) = files.open(path)? else {
+            return Ok(None);
         };
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        file.lock()?;
         let mut bytes = vec![0; 2 * HEADER];
         let read = file.read_exact_at(&mut bytes, 0);
         let header = bytes
@@ -157,7 +142,8 @@ impl Staging {
             .ok_or(io::ErrorKind::InvalidData)?;
         Ok(Some(Self {
             data_at: data_at(header.slots),
-            memory: !survives.map_or_else(|| outlives_power(&file), Ok)?,
+            memory: !survives.map_or_else(|| file.outlives_power(), Ok)?,
+            files: Arc::clone(files),
             file,
             path: Some(path.to_owned()),
             header,
@@ -174,6 +160,11 @@ impl Staging {
     /// Where it is.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    /// Calls on it may wait for a device.
+    pub fn may_wait(&self) -> bool {
+        self.files.may_wait()
     }
 
     /// A reboot ends it.
@@ -200,20 +191,7 @@ impl Staging {
         if self.memory {
             return self.file.write_all_at(&bytes, at);
         }
-        // RWF_DSYNC makes this page durable and no other.
-        match rustix::io::pwritev2(
-            &self.file,
-            &[IoSlice::new(&bytes)],
-            at,
-            ReadWriteFlags::DSYNC,
-        ) {
-            Ok(HEADER) => Ok(()),
-            Ok(_) | Err(Errno::OPNOTSUPP | Errno::INTR) => {
-                self.file.write_all_at(&bytes, at)?;
-                self.file.sync_data()
-            }
-            Err(error) => Err(error.into()),
-        }
+        self.file.write_durably(&bytes, at)
     }
 
     /// Writes stretches of `data` into slots.
@@ -269,6 +247,17 @@ impl Staging {
         Ok(())
     }
 
+    /// The table's entry of `slot`, as it is in the file.
+    ///
+    /// # Errors
+    /// The file system failed.
+    #[cfg(debug_assertions)]
+    pub fn entry(&self, slot: u32) -> io::Result<Result<Option<Entry>, super::layout::Torn>> {
+        let mut bytes = [0; ENTRY];
+        self.file.read_exact_at(&mut bytes, entry_at(slot))?;
+        Ok(Entry::decode(&bytes, slot))
+    }
+
     /// The whole table; torn entries are counted.
     ///
     /// # Errors
@@ -302,15 +291,14 @@ impl Staging {
         if self.memory {
             Ok(())
         } else {
-            self.file.sync_data()
+            self.file.sync()
         }
     }
 
     /// Gives the memory behind a slot back to the file system.
     pub fn punch(&self, slot: u32) {
         let at = self.data_at + u64::from(slot) * BLOCK;
-        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        if let Err(error) = rustix::fs::fallocate(&self.file, flags, at, BLOCK) {
+        if let Err(error) = self.file.punch(at, BLOCK) {
             tracing::debug!("cannot give staging memory back: {error}");
         }
     }
@@ -323,9 +311,7 @@ impl Staging {
         let Some(made) = &self.path else {
             return Ok(());
         };
-        let cwd = rustix::fs::CWD;
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
-        rustix::fs::renameat_with(cwd, made, cwd, path, flags)?;
+        self.files.rename(made, path)?;
         self.path = Some(path.to_owned());
         self.sync_folder()
     }
@@ -345,22 +331,15 @@ impl Staging {
             let mut name = stem.clone().into_os_string();
             name.push(format!(".{stamp}.aside"));
             let aside = PathBuf::from(name);
-            let cwd = rustix::fs::CWD;
-            match rustix::fs::renameat_with(
-                cwd,
-                path,
-                cwd,
-                &aside,
-                rustix::fs::RenameFlags::NOREPLACE,
-            ) {
+            match self.files.rename(path, &aside) {
                 Ok(()) => break aside,
-                Err(Errno::EXIST) => stamp += 1,
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => stamp += 1,
+                Err(error) => return Err(error),
             }
         };
         self.sync_folder()?;
         self.path = Some(aside.clone());
-        rustix::fs::flock(&self.file, FlockOperation::Unlock)?;
+        self.file.unlock()?;
         Ok(Some(aside))
     }
 
@@ -372,15 +351,28 @@ impl Staging {
         let Some(path) = &self.path else {
             return Ok(());
         };
-        std::fs::remove_file(path)?;
+        self.files.remove(path)?;
         self.sync_folder()?;
+        self.path = None;
+        Ok(())
+    }
+
+    /// Lets go of the file and its lock, for another process to open it.
+    /// Whatever is written here afterwards goes nowhere.
+    ///
+    /// # Errors
+    /// Nothing was let go of.
+    pub fn let_go(&mut self) -> io::Result<()> {
+        let nowhere = memfd_create("let-go", MemfdFlags::CLOEXEC)?;
+        // Not dup'ed anywhere: closing it gives the lock back.
+        self.file = Box::new(File::from(nowhere));
         self.path = None;
         Ok(())
     }
 
     fn sync_folder(&self) -> io::Result<()> {
         match self.path.as_deref().and_then(Path::parent) {
-            Some(folder) if !self.memory => File::open(folder)?.sync_all(),
+            Some(folder) if !self.memory => self.files.sync_folder(folder),
             _ => Ok(()),
         }
     }
@@ -390,14 +382,13 @@ fn entry_at(slot: u32) -> u64 {
     TABLE_AT + u64::from(slot) * ENTRY as u64
 }
 
-fn outlives_power(file: &File) -> io::Result<bool> {
-    let kind = rustix::fs::fstatfs(file)?.f_type;
-    Ok(!MEMORY.contains(&kind))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn system() -> Arc<dyn StagingFiles> {
+        Arc::new(crate::volume::cache::System)
+    }
 
     fn header() -> Header {
         Header {
@@ -426,7 +417,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep").join("v.staging");
         for survives in [false, true] {
-            let mut staging = Staging::create(&path, true, header(), Some(survives)).unwrap();
+            let mut staging =
+                Staging::create(&system(), &path, true, header(), Some(survives)).unwrap();
             let stretch = |slot, at, bytes| Stretch { slot, at, bytes };
             let data: Vec<u8> = (0..=255u8).flat_map(|n| [n; 32]).collect();
             staging
@@ -449,12 +441,14 @@ mod tests {
             staging.commit(&[(4, None)]).unwrap();
             staging.record(|header| header.epoch = 9).unwrap();
             assert_eq!(
-                Staging::open(&path, None).unwrap_err().kind(),
+                Staging::open(&system(), &path, None).unwrap_err().kind(),
                 io::ErrorKind::WouldBlock,
                 "one daemon at a time"
             );
             drop(staging);
-            let mut staging = Staging::open(&path, Some(survives)).unwrap().unwrap();
+            let mut staging = Staging::open(&system(), &path, Some(survives))
+                .unwrap()
+                .unwrap();
             assert_eq!(staging.header().epoch, 9);
             assert_eq!(
                 staging.table().unwrap(),
@@ -487,7 +481,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new").join("v.staging");
-        let _staging = Staging::create(&path, true, header(), None).unwrap();
+        let _staging = Staging::create(&system(), &path, true, header(), None).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
@@ -497,9 +491,9 @@ mod tests {
     fn a_file_of_another_kind_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("v.staging");
-        assert!(Staging::open(&path, None).unwrap().is_none());
+        assert!(Staging::open(&system(), &path, None).unwrap().is_none());
         std::fs::write(&path, "something else").unwrap();
-        let error = Staging::open(&path, None).unwrap_err();
+        let error = Staging::open(&system(), &path, None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

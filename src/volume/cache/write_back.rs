@@ -4,7 +4,8 @@
 use std::sync::{Arc, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Duration, Instant};
 
 use super::Cache;
@@ -28,13 +29,35 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts writing back for `volume`, which has a cache.
 pub(super) fn start<S: PageStore>(volume: &Arc<Volume<S>>, cache: &Arc<Cache>) {
-    let task = tokio::spawn(run(Arc::downgrade(volume), Arc::clone(cache)));
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(run(Arc::downgrade(volume), Arc::clone(cache), stopped));
     let mut writer = cache.writer.lock().unwrap_or_else(PoisonError::into_inner);
-    *writer = Some(task);
+    *writer = Some(Writer { stop, task });
 }
 
-/// Ends when the volume is fenced, given up, or gone.
-async fn run<S: PageStore>(weak: Weak<Volume<S>>, cache: Arc<Cache>) {
+/// A write-back that runs.
+#[derive(Debug)]
+pub(super) struct Writer {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Writer {
+    /// Ends it where it is: afterwards nothing of it is under way here. What
+    /// it had sent may still come to the store.
+    pub(super) async fn end(self) {
+        // One that has ended already, or panicked, has nothing under way.
+        self.stop.send(()).ok();
+        self.task.await.ok();
+    }
+}
+
+/// Ends when the volume is fenced or gone, or when it is told to.
+async fn run<S: PageStore>(
+    weak: Weak<Volume<S>>,
+    cache: Arc<Cache>,
+    mut stopped: oneshot::Receiver<()>,
+) {
     let Some(standing) = weak.upgrade().map(|volume| Arc::clone(&volume.io.standing)) else {
         return;
     };
@@ -63,28 +86,11 @@ async fn run<S: PageStore>(weak: Weak<Volume<S>>, cache: Arc<Cache>) {
                 None => std::future::pending().await,
             }
         };
+        // In this order: what is rare first, so that nothing is starved, and
+        // the same each time.
         tokio::select! {
-            Some(joined) = jobs.join_next(), if !jobs.is_empty() => match joined {
-                Ok((size, delivered)) => {
-                    bytes -= size;
-                    if !delivered {
-                        paused_until = Some(Instant::now() + PAUSE);
-                    }
-                }
-                Err(error) => {
-                    // Its blocks would stay picked for ever.
-                    standing.fence(format!("internal error in the write-back: {error}"));
-                }
-            },
-            () = resume => paused_until = None,
-            () = cache.work.notified() => {}
-            _ = tick.tick() => {
-                if weak.strong_count() == 0 {
-                    return;
-                }
-                let now = Instant::now();
-                cache.with(move |core| core.tick(now, AGE)).await;
-            }
+            biased;
+            _ = &mut stopped => return jobs.shutdown().await,
             news = standing.news(recorded) => match news {
                 Ok(number) => {
                     recorded = number;
@@ -102,6 +108,27 @@ async fn run<S: PageStore>(weak: Weak<Volume<S>>, cache: Arc<Cache>) {
                     return;
                 }
             },
+            () = resume => paused_until = None,
+            _ = tick.tick() => {
+                if weak.strong_count() == 0 {
+                    return;
+                }
+                let now = Instant::now();
+                cache.with(move |core| core.tick(now, AGE)).await;
+            }
+            Some(joined) = jobs.join_next(), if !jobs.is_empty() => match joined {
+                Ok((size, delivered)) => {
+                    bytes -= size;
+                    if !delivered {
+                        paused_until = Some(Instant::now() + PAUSE);
+                    }
+                }
+                Err(error) => {
+                    // Its blocks would stay picked for ever.
+                    standing.fence(format!("internal error in the write-back: {error}"));
+                }
+            },
+            () = cache.work.notified() => {}
         }
     }
 }
