@@ -68,7 +68,7 @@ fn the_service_manager_hears_what_is_true() {
         dysktab: Some(path("dysktab")),
         ..node.config()
     };
-    let (stop, stopped) = oneshot::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
     let transport = node.transport.clone();
     let daemon = std::thread::spawn(move || {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
