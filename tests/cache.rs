@@ -539,6 +539,27 @@ fn a_resume_that_comes_too_late_is_fenced_and_keeps_the_writes_aside() {
     assert_eq!(inspect_staging(&node.files()[0]).unwrap().dirty_bytes, 4096);
 }
 
+/// What a daemon leaves that is killed while it makes its staging file.
+#[test]
+fn half_a_staging_file_is_in_nobodys_way() {
+    let (node, store) = (Node::new(Caching::ReadWrite), store());
+    let lease = node.left_behind(&store, &bytes(6, 4096));
+    let whole = node.files().remove(0);
+    std::fs::remove_file(&whole).unwrap();
+    std::fs::write(whole.with_extension("making"), bytes(0, 8192)).unwrap();
+    runtime().block_on(async {
+        let options = OpenOptions {
+            lease,
+            resume: true,
+            ..node.options()
+        };
+        let volume = Volume::open(store.clone(), options).await.unwrap();
+        assert_eq!(node.files(), [whole]);
+        volume.close().await.unwrap();
+    });
+    assert_eq!(node.files(), [] as [PathBuf; 0]);
+}
+
 /// After somebody else has held the volume, the choice is spelled out.
 #[test]
 fn what_may_be_out_of_date_is_never_replayed_by_itself() {
@@ -557,7 +578,7 @@ fn what_may_be_out_of_date_is_never_replayed_by_itself() {
                 .unwrap_err();
             let text = error.to_string();
             assert!(text.contains("4096 bytes of unflushed writes in"), "{text}");
-            assert!(text.contains("set them aside or discard them"), "{text}");
+            assert!(text.contains("--recover force"), "{text}");
             assert_eq!(store.blob().lease, None, "a refused attach leaves no lease");
 
             let mut options = node.options();
@@ -585,7 +606,10 @@ fn a_fresh_attach_takes_up_what_nobody_can_have_overwritten() {
         let error = Volume::open(store.clone(), node.options())
             .await
             .unwrap_err();
-        assert!(error.to_string().contains("read-write caching"), "{error}");
+        assert!(
+            error.to_string().contains("--caching read-write"),
+            "{error}"
+        );
     });
     node.caching = Caching::ReadWrite;
     runtime().block_on(async {

@@ -481,6 +481,7 @@ fn help_of_every_command_reads_well() {
         "status",
         "create",
         "delete",
+        "staging",
         "serve",
         "version",
     ];

@@ -5,11 +5,11 @@ use std::path::Path;
 use clap::Args;
 
 use super::account::AccountOptions;
-use super::error::CliError;
-use super::policy::PolicyOptions;
+use super::error::{CliError, note};
+use super::policy::{PolicyOptions, waits_for};
 use super::target::Target;
 use super::{FormatArg, Global, Output, output};
-use crate::node::api::{AttachRequest, Attachment, MAX_CONNECTIONS, NewDisk};
+use crate::node::api::{AttachRequest, Attachment, MAX_CONNECTIONS, NewDisk, Stage};
 use crate::node::name::AttachmentName;
 use crate::node::{dysktab, provision};
 use crate::size::ByteSize;
@@ -82,9 +82,13 @@ async fn all(global: &Global) -> Result<(), CliError> {
 }
 
 async fn attach(global: &Global, request: &AttachRequest) -> Result<Attachment, CliError> {
+    let mut told = false;
     let client = global.client();
     let attach = client.attach(request, |stage| {
         tracing::info!(name = %request.name, "{stage}");
+        if stage == Stage::Waiting && !std::mem::replace(&mut told, true) {
+            note(&waits_for(&request.volume(), &request.policy));
+        }
     });
     tokio::select! {
         attached = attach => Ok(attached?),
@@ -122,6 +126,7 @@ fn request(options: Options) -> Result<AttachRequest, CliError> {
         policy,
         connections: options.connections,
         break_lease: options.break_lease,
+        recover: options.policy.recover(),
         create,
         reuse: false,
     })

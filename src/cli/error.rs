@@ -93,6 +93,11 @@ pub fn usage(refusal: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// A line for the person, on standard error, beside what was asked for.
+pub fn note(line: &str) {
+    say(line);
+}
+
 fn say(line: &str) {
     // With standard error gone there is nobody left to tell.
     drop(writeln!(std::io::stderr(), "dyskctl: {line}"));

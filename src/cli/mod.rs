@@ -16,6 +16,7 @@ mod output;
 mod policy;
 mod provision;
 mod serve;
+mod staging;
 mod target;
 mod version;
 
@@ -92,6 +93,9 @@ enum Command {
     Create(provision::CreateOptions),
     /// Delete a volume's blob and its snapshots
     Delete(provision::DeleteOptions),
+    /// Show unflushed writes left on this node, put them back or drop them
+    #[command(subcommand)]
+    Staging(staging::Command),
     /// Export a volume to NBD clients, without daemon or kernel
     Serve(serve::Options),
     /// Show the versions of dyskctl and dyskd
@@ -150,6 +154,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status(options) => list::status(global, options).await,
         Command::Create(options) => provision::create(global, options).await,
         Command::Delete(options) => provision::delete(global, options).await,
+        Command::Staging(command) => staging::run(global, command),
         Command::Serve(options) => serve::run(global, options).await,
         Command::Version => version::run(global).await,
     }

@@ -138,6 +138,7 @@ fn request(fields: &[&str]) -> Result<AttachRequest, String> {
         policy: Policy::default(),
         connections: None,
         break_lease: false,
+        recover: crate::volume::Recover::default(),
         create: None,
         reuse: true,
     };

@@ -229,6 +229,7 @@ pub(super) mod tests {
             policy: Policy::default(),
             connections: None,
             break_lease: false,
+            recover: crate::volume::Recover::default(),
             create: None,
             reuse: false,
         }

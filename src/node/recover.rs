@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use super::account;
 use super::api::CONNECTIONS;
 use super::detach;
-use super::entry::{Detaching, Entry, Parts, Phase, Recovering};
+use super::entry::{Detaching, Entry, Parts, Phase, Recovering, find_aside};
 use super::error::NodeError;
 use super::policy::Staging;
 use super::record::{Record, this_boot};
@@ -168,6 +168,8 @@ impl Recovery {
             },
         };
         self.parts.volume = Some(volume.clone());
+        let staging = &self.registry.0.staging;
+        self.parts.aside = find_aside(&self.record.request, staging).await;
         match self.serve(volume, parked).await {
             Some(device) => self.parts.device = Some(device),
             None => {

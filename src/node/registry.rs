@@ -300,11 +300,13 @@ impl Registry {
         entry.map(|entry| entry.request = request).is_some()
     }
 
-    /// How many attachments there are, and whether the daemon is stopping.
+    /// How many attachments there are, how many of them are fenced, and whether
+    /// the daemon is stopping.
     #[must_use]
-    pub fn health(&self) -> (usize, bool) {
+    pub fn health(&self) -> (usize, usize, bool) {
         let table = self.0.lock();
-        (table.entries.len(), table.stopping)
+        let fenced = table.entries.values().filter(|entry| entry.is_fenced());
+        (table.entries.len(), fenced.count(), table.stopping)
     }
 
     /// Moves the entry `id` to `phase`, unless it is another one by now.

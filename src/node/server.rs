@@ -168,13 +168,14 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
             },
         )),
         Some("health") if method == Method::GET => {
-            let (attachments, stopping) = registry.health();
+            let (attachments, fenced, stopping) = registry.health();
             let status = if stopping { "stopping" } else { "ok" }.into();
             Ok(json(
                 StatusCode::OK,
                 &Health {
                     status,
                     attachments,
+                    fenced,
                 },
             ))
         }

@@ -14,13 +14,13 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::judge;
 use super::standing::Standing;
 use super::store::PageStore;
 use crate::blob::retry::Backoff;
-use crate::blob::{Conditions, LeaseId, SequenceNumber, StorageError};
+use crate::blob::{Conditions, LeaseId, LeaseState, SequenceNumber, StorageError};
 
 /// Seconds for which a lease is taken: the longest finite one there is.
 pub const LEASE_SECONDS: u32 = 60;
@@ -245,8 +245,32 @@ async fn keep<S: PageStore>(
             }
         }
     }
+    if standing.fenced().is_some() {
+        look(&blob, &standing).await;
+    }
     if let Some(fenced) = standing.fenced() {
-        warn!("{}: fenced for good: {}", blob.address(), fenced.reason);
+        error!("{}: fenced for good {fenced}", blob.address());
+    }
+}
+
+/// What the state of a lease that is not ours any more tells of its holder.
+pub(super) fn whose(lease: LeaseState) -> &'static str {
+    match lease {
+        LeaseState::Leased => "another holder has the lease",
+        LeaseState::Breaking | LeaseState::Broken => "the lease was broken and nobody has taken it",
+        LeaseState::Available | LeaseState::Expired => {
+            "another holder had the lease and has it no more"
+        }
+    }
+}
+
+/// Asks once who has the blob now that it is not ours. The store names no
+/// holder: what can be told is whether there is one.
+async fn look<S: PageStore>(blob: &S, standing: &Standing) {
+    match blob.properties(ATTEMPT).await {
+        Ok(seen) => standing.found(whose(seen.lease_state)),
+        Err(error) if error.is_not_found() => standing.found("the blob is gone"),
+        Err(error) => info!("{error}: not known who has the lease"),
     }
 }
 

@@ -29,8 +29,9 @@ use serde::{Deserialize, Serialize};
 
 use cache::Cache;
 pub use cache::{
-    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Recover, SetAside, StagingFile,
-    StagingFiles, StagingInfo, StagingOptions, System, discard_staging, inspect_staging,
+    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Leftover, LeftoverState, Recover,
+    SetAside, StagingFile, StagingFiles, StagingInfo, StagingOptions, System, discard_staging,
+    inspect_staging, kept_aside, list_staging, restore_staging,
 };
 pub use create::{LARGEST_BLOB, check_size, create, delete};
 use gate::Gate;
@@ -85,6 +86,8 @@ pub struct OpenOptions {
     pub attempt_deadline: Duration,
     /// For how long to wait for somebody else's lease to end.
     pub wait: Duration,
+    /// Told while that is being waited for.
+    pub waiting: Option<tokio::sync::watch::Sender<bool>>,
     /// After this long one request's waiting for the store ends in EIO; never,
     /// when `None`.
     pub io_deadline: Option<Duration>,
@@ -99,6 +102,12 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
+    fn tell_waiting(&self, waiting: bool) {
+        if let Some(told) = &self.waiting {
+            told.send_if_modified(|now| std::mem::replace(now, waiting) != waiting);
+        }
+    }
+
     /// Read and write, uncached, under the fresh lease `lease`, waiting for
     /// nobody and for ever for the store.
     #[must_use]
@@ -113,6 +122,7 @@ impl OpenOptions {
             lease,
             attempt_deadline: DEFAULT_ATTEMPT_DEADLINE,
             wait: Duration::ZERO,
+            waiting: None,
             io_deadline: None,
             integrity: Checksum::Off,
             pace: None,
@@ -162,8 +172,11 @@ pub struct VolumeStatus {
     pub size: u64,
     /// How the disk lies in its blob.
     pub layout: Layout,
-    /// The lease is lost for good: why and since when, in words.
+    /// The lease is lost for good: why, since when and to whom as far as the
+    /// store tells, in words.
     pub fenced: Option<String>,
+    /// When that was noticed.
+    pub fenced_since: Option<jiff::Timestamp>,
     /// Finished reads, writes, flushes, trims and zeroes.
     pub completed: u64,
     /// Requests for data sent to the store.
@@ -254,14 +267,12 @@ impl<S: PageStore> Volume<S> {
     /// Its state now; never waits for the store.
     #[must_use]
     pub fn status(&self) -> VolumeStatus {
+        let fenced = self.io.standing.fenced();
         VolumeStatus {
             size: self.size,
             layout: self.layout,
-            fenced: self
-                .io
-                .standing
-                .fenced()
-                .map(|fenced| fenced.reason.clone()),
+            fenced: fenced.as_ref().map(ToString::to_string),
+            fenced_since: fenced.as_ref().map(|fenced| fenced.since),
             completed: self.completed.load(Ordering::Relaxed),
             store_requests: self.io.requests.load(Ordering::Relaxed),
             in_flight: self.gate.count(),
@@ -270,6 +281,12 @@ impl<S: PageStore> Volume<S> {
             blocked: self.io.standing.blockage.describe(),
             cache: self.cache.as_ref().map(|cache| cache.status()),
         }
+    }
+
+    /// Another holder has taken it, for good.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.io.standing.fenced().is_some()
     }
 
     /// Waits until no request is under way.

@@ -143,6 +143,9 @@ async fn renew<S: PageStore>(blob: &S, options: &OpenOptions) -> Result<(), Open
         return Err(error.into());
     }
     let mut reason = error.to_string();
+    if let Ok(seen) = blob.properties(deadline).await {
+        reason = format!("{}: {reason}", keeper::whose(seen.lease_state));
+    }
     if let Some(aside) = cache::withdraw(blob.address(), options).await {
         let (bytes, path) = (aside.dirty_bytes, aside.path.display());
         reason = format!("{reason}: {bytes} bytes of unflushed writes kept in {path}");
@@ -171,6 +174,7 @@ async fn acquire<S: PageStore>(
     let mut told = false;
     loop {
         let Err(error) = acquire_now(blob, options, &seen, held).await else {
+            options.tell_waiting(false);
             return Ok(seen);
         };
         let changed = error.status() == Some(412) && error.code() == "ConditionNotMet";
@@ -194,6 +198,7 @@ async fn acquire<S: PageStore>(
                     "{}: leased elsewhere, waiting up to {wait:?}",
                     blob.address()
                 );
+                options.tell_waiting(true);
                 told = true;
             }
             tokio::time::sleep(WAIT_PAUSE).await;

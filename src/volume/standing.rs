@@ -39,11 +39,17 @@ pub struct Fenced {
     pub reason: String,
     /// When it was noticed.
     pub since: jiff::Timestamp,
+    /// What the store said of the blob and its lease right after that.
+    pub found: Option<&'static str>,
 }
 
 impl fmt::Display for Fenced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (since {:.0})", self.reason, self.since)
+        write!(f, "since {:.0}: ", self.since)?;
+        if let Some(found) = self.found {
+            write!(f, "{found}: ")?;
+        }
+        f.write_str(&self.reason)
     }
 }
 
@@ -203,9 +209,26 @@ impl Standing {
             let first = state.fenced.is_none();
             if first {
                 let since = jiff::Timestamp::now();
-                state.fenced = Some(Arc::new(Fenced { reason, since }));
+                state.fenced = Some(Arc::new(Fenced {
+                    reason,
+                    since,
+                    found: None,
+                }));
             }
             first
+        });
+    }
+
+    /// Adds to the fence what the store said of the blob after it had fallen.
+    pub(super) fn found(&self, found: &'static str) {
+        self.state.send_if_modified(|state| {
+            let Some(fenced) = &state.fenced else {
+                return false;
+            };
+            let mut fenced = Fenced::clone(fenced);
+            fenced.found = Some(found);
+            state.fenced = Some(Arc::new(fenced));
+            true
         });
     }
 

@@ -62,6 +62,7 @@ mod follow;
 mod hand_over;
 mod index;
 mod layout;
+mod leftover;
 mod recovery;
 mod send;
 mod staging;
@@ -76,6 +77,7 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use budget::Budget;
 pub use files::{StagingFile, StagingFiles, System};
+pub use leftover::{Leftover, LeftoverState, kept_aside, list_staging, restore_staging};
 use recovery::Origin;
 pub use recovery::{StagingInfo, discard_staging, inspect_staging};
 pub(super) use recovery::{adopt, run, start, withdraw};
@@ -101,6 +103,9 @@ pub enum Recover {
     SetAside,
     /// Delete them and open without them.
     Discard,
+    /// Take them up though somebody may have written to the volume since: they
+    /// go over whatever is there.
+    Force,
 }
 
 /// Where and how much to cache.

@@ -303,6 +303,19 @@ impl Staging {
         }
     }
 
+    /// Gives a file that is whole the name by which it is found.
+    ///
+    /// # Errors
+    /// There is one of that name, or the file system failed.
+    pub fn place(&mut self, path: &Path) -> io::Result<()> {
+        let Some(made) = &self.path else {
+            return Ok(());
+        };
+        self.files.rename(made, path)?;
+        self.path = Some(path.to_owned());
+        self.sync_folder()
+    }
+
     /// Renames the file out of the way, so that nothing replays it, and lets
     /// go of its lock. Returns its new name.
     ///
