@@ -63,7 +63,7 @@ impl Disk {
     fn make(&self, guest: &Guest) {
         let Self { name, kind, policy } = self;
         guest.run(&format!(
-            "device=$(attach {name}.vhd --create --size 256MiB {policy}); mkfs.{kind} -q $device; \
+            "device=$(attach {name}.vhd --create --size 320MiB {policy}); mkfs.{kind} -q $device; \
              mkdir -p /mnt/{name}; mount $device /mnt/{name}; sync -f /mnt/{name}"
         ));
     }

@@ -53,7 +53,7 @@ fn an_accounts_cap_is_shared_fairly() {
     store.create("modest.vhd", SIZE);
     change(
         &store,
-        SettingsChange {
+        &SettingsChange {
             account_iops: Some(600),
             ..SettingsChange::default()
         },

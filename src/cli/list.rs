@@ -164,7 +164,7 @@ fn fields(attachment: &Attachment) -> Vec<(&'static str, String)> {
         ("requests finished", attachment.completed.to_string()),
         ("requests under way", attachment.in_flight.to_string()),
         ("store requests", attachment.store_requests.to_string()),
-        ("refused as too many", attachment.refused.to_string()),
+        ("refused by store", attachment.refused.to_string()),
         ("id", attachment.id.clone()),
     ]
 }

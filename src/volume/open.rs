@@ -36,8 +36,9 @@ use crate::blob::{
 };
 use crate::device::PAGE;
 
-/// Between two looks at somebody else's lease.
-const WAIT_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at somebody else's lease: what a dead node's disk is away
+/// for beyond its lease.
+const WAIT_PAUSE: Duration = Duration::from_millis(250);
 /// Looks at a blob that changes between look and acquire, before that counts
 /// as somebody else's lease.
 const MOST_LOOKS: u32 = 3;

@@ -120,7 +120,7 @@ impl SimStore {
     /// A moment in which the daemon may die, and ends all it does.
     async fn point(&self) {
         if !self.judge && lock(&self.world).point(self.node) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -114,15 +114,15 @@ impl Load {
     }
 }
 
-pub fn change(store: &Store, change: SettingsChange) {
-    store.running.change(&change).expect("settings");
+pub fn change(store: &Store, change: &SettingsChange) {
+    store.running.change(change).expect("settings");
 }
 
 pub fn slow_store() -> Store {
     let store = Store::start();
     change(
         &store,
-        SettingsChange {
+        &SettingsChange {
             latency: Some(Span(Duration::from_millis(5))),
             ..SettingsChange::default()
         },
@@ -134,7 +134,7 @@ pub fn slow_store() -> Store {
 pub fn measure(caps: &SettingsChange, cap: f64, bytes: u64, pace: &AccountPace) -> (f64, f64) {
     let store = slow_store();
     store.create("a.vhd", SIZE);
-    change(&store, caps.clone());
+    change(&store, caps);
     let (mut best, mut refused, mut all) = (0.0, 0, 0);
     store.block_on(async {
         let load = Load::start(open(&store, "a.vhd", pace).await, 128, bytes);
