@@ -27,7 +27,7 @@ fn kill(kernel: &str, caching: &str, usual: u32) {
 }
 
 fn take_over(kernel: &str, caching: &str) {
-    let times = count("DYSK_TAKEOVERS", 5);
+    let times = count("DYSK_TAKEOVERS", 3);
     let timeout = (300 + 30 * times).to_string();
     let times = format!("DYSK_TAKEOVERS={times}");
     lane::run(
