@@ -73,7 +73,7 @@ attach() {
   dyskctl attach "$account/dysks/$blob" --endpoint "$endpoint" "$@"
 }
 
-is_fenced() { dyskctl status "$1" -o json | grep -q '"fenced": *"'; }
+is_fenced() { dyskctl status "$1" -o json | grep >/dev/null '"fenced": *"'; }
 
 # moves NAME SECTORS: as many were written to the disk since it was made.
 moves() {
