@@ -29,7 +29,7 @@ impl<S: PageStore> Volume<S> {
         &self,
         work: impl Future<Output = Result<T, DeviceError>>,
     ) -> Result<T, DeviceError> {
-        let _inside = self.gate.enter().ok_or(DeviceError::Shutdown)?;
+        let inside = self.gate.enter().ok_or(DeviceError::Shutdown)?;
         if let Some(fenced) = self.io.standing.fenced() {
             return Err(self.io.fenced(&fenced));
         }
@@ -39,7 +39,9 @@ impl<S: PageStore> Volume<S> {
             result = work => result,
             _ = abandoned.wait_for(|abandoned| *abandoned) => Err(DeviceError::Shutdown),
         };
-        self.completed.fetch_add(1, Ordering::Relaxed);
+        // In this order nobody counts it twice, as under way and as completed.
+        drop(inside);
+        self.completed.fetch_add(1, Ordering::Release);
         result
     }
 

@@ -273,7 +273,7 @@ impl<S: PageStore> Volume<S> {
             layout: self.layout,
             fenced: fenced.as_ref().map(ToString::to_string),
             fenced_since: fenced.as_ref().map(|fenced| fenced.since),
-            completed: self.completed.load(Ordering::Relaxed),
+            completed: self.completed.load(Ordering::Acquire),
             store_requests: self.io.requests.load(Ordering::Relaxed),
             in_flight: self.gate.count(),
             refused: self.io.pace.refused(),
