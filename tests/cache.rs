@@ -699,6 +699,15 @@ fn a_staging_folder_that_cannot_be_made_refuses_the_attach() {
     assert_eq!(store.blob().lease, None);
 }
 
+/// Opens the volume as the daemon does that will hand it over.
+async fn owner(node: &Node, store: &SimStore, lease: &LeaseId) -> Arc<Volume<SimStore>> {
+    let options = OpenOptions {
+        lease: lease.clone(),
+        ..node.options()
+    };
+    Volume::open(store.clone(), options).await.expect("opens")
+}
+
 /// Opens the volume as the next daemon does that takes over.
 async fn heir(
     node: &Node,
@@ -718,11 +727,7 @@ async fn heir(
 async fn a_volume_changes_hands_without_a_flush() {
     let (node, store) = (Node::new(Caching::ReadWrite), store());
     let lease = LeaseId::random();
-    let options = OpenOptions {
-        lease: lease.clone(),
-        ..node.options()
-    };
-    let old = Volume::open(store.clone(), options).await.expect("opens");
+    let old = owner(&node, &store, &lease).await;
     old.write(0, bytes(1, 8192), false).await.unwrap();
     let error = heir(&node, &store, &lease)
         .await
@@ -774,11 +779,7 @@ async fn a_volume_changes_hands_without_a_flush() {
 async fn a_volume_without_unflushed_writes_comes_back_to_its_owner() {
     let (node, store) = (Node::new(Caching::ReadWrite), store());
     let lease = LeaseId::random();
-    let options = OpenOptions {
-        lease: lease.clone(),
-        ..node.options()
-    };
-    let old = Volume::open(store.clone(), options).await.expect("opens");
+    let old = owner(&node, &store, &lease).await;
     old.write(0, bytes(1, 4096), false).await.unwrap();
     old.flush().await.unwrap();
     old.let_go().await.unwrap();
@@ -797,11 +798,7 @@ async fn a_volume_without_unflushed_writes_comes_back_to_its_owner() {
 async fn a_write_back_that_is_cut_off_is_kept_out_of_the_heir_s_disk() {
     let (node, store) = (Node::new(Caching::ReadWrite), store());
     let lease = LeaseId::random();
-    let options = OpenOptions {
-        lease: lease.clone(),
-        ..node.options()
-    };
-    let old = Volume::open(store.clone(), options).await.expect("opens");
+    let old = owner(&node, &store, &lease).await;
     let number = store.blob().number;
     old.write(0, bytes(1, 4096), false).await.unwrap();
     old.let_go().await.unwrap();
