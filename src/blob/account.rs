@@ -61,7 +61,7 @@ pub(super) struct AccountInner {
 pub(super) struct Shared {
     name: String,
     pub(super) connector: Connector,
-    keyring: Arc<Keyring>,
+    pub(super) keyring: Arc<Keyring>,
 }
 
 impl std::fmt::Debug for Account {
