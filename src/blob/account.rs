@@ -49,7 +49,7 @@ pub struct AccountConfig {
 /// [`Account::isolated`] gives a handle with a pool of its own, for work (such
 /// as lease renewal) that must not queue behind data.
 #[derive(Clone)]
-pub struct Account(Arc<AccountInner>);
+pub struct Account(pub(super) Arc<AccountInner>);
 
 /// One handle family: what all handles share, and this one's connections.
 pub(super) struct AccountInner {
@@ -61,7 +61,7 @@ pub(super) struct AccountInner {
 pub(super) struct Shared {
     name: String,
     pub(super) connector: Connector,
-    keyring: Arc<Keyring>,
+    pub(super) keyring: Arc<Keyring>,
 }
 
 impl std::fmt::Debug for Account {

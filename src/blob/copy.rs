@@ -4,11 +4,33 @@ use std::time::Duration;
 
 use hyper::Method;
 
+use super::credential::Credential;
 use super::page_blob::{Attempt, PageBlob};
 use super::request::name;
 use super::types::*;
 
 impl PageBlob {
+    /// True when this is a snapshot.
+    #[must_use]
+    pub fn is_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// The URL by which Copy Blob within this account finds this blob. The
+    /// account key reads every source in its account; a shared access
+    /// signature has to be in the URL too, which is a secret then.
+    #[must_use]
+    pub fn copy_url(&self) -> String {
+        let url = self.url();
+        match &*self.account.0.shared.keyring.current() {
+            Credential::Sas(sas) => {
+                let join = if self.snapshot.is_some() { '&' } else { '?' };
+                format!("{url}{join}{}", sas.as_str())
+            }
+            Credential::SharedKey(_) | Credential::Anonymous => url,
+        }
+    }
+
     /// Snapshot Blob: answers with the snapshot's time stamp.
     ///
     /// # Errors

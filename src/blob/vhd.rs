@@ -26,6 +26,7 @@ mod at {
     pub const CURRENT_SIZE: usize = 48;
     pub const DISK_TYPE: usize = 60;
     pub const CHECKSUM: usize = 64;
+    pub const UNIQUE_ID: usize = 68;
 }
 
 /// How a disk lies in its blob.
@@ -140,6 +141,14 @@ fn geometry(disk_size: u64) -> (u16, u8, u8) {
     )
 }
 
+/// The unique id in a footer.
+#[must_use]
+pub fn unique_id(footer: &[u8; FOOTER]) -> [u8; 16] {
+    let mut id = [0; 16];
+    id.copy_from_slice(&footer[at::UNIQUE_ID..at::UNIQUE_ID + 16]);
+    id
+}
+
 /// Tells the layout of a blob of `blob_size` bytes from its last 512 bytes.
 /// Anything that is no valid fixed-VHD footer for this size is [`Layout::Raw`];
 /// a valid footer of a dynamic or differencing disk is an error text.
@@ -192,6 +201,7 @@ mod tests {
     fn writes_every_field_where_the_specification_puts_it() {
         let id = [0xab; 16];
         let footer = footer(GIB, 0x1234_5678, id);
+        assert_eq!(unique_id(&footer), id);
         let expected = concat!(
             "636f6e6563746978", // conectix
             "00000002",         // features

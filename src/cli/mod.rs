@@ -1,6 +1,6 @@
 //! `dyskctl`: one file per command group. `attach`, `detach`, `list` and
-//! `status` are clients of the daemon; `create`, `delete` and `serve` go to
-//! the store themselves and need no daemon.
+//! `status` are clients of the daemon; `create`, `delete`, `resize`, `snapshot`
+//! and `serve` go to the store themselves and need no daemon.
 //!
 //! Standard output carries what was asked for and nothing else; an error is
 //! one line on standard error. Exit codes: 0, 1 (it failed), 2 (usage), 130
@@ -8,6 +8,7 @@
 
 mod account;
 mod attach;
+mod copy;
 mod credential;
 mod detach;
 mod error;
@@ -15,7 +16,9 @@ mod list;
 mod output;
 mod policy;
 mod provision;
+mod resize;
 mod serve;
+mod snapshot;
 mod staging;
 mod target;
 mod version;
@@ -93,6 +96,11 @@ enum Command {
     Create(provision::CreateOptions),
     /// Delete a volume's blob and its snapshots
     Delete(provision::DeleteOptions),
+    /// Grow a volume that is not attached
+    Resize(resize::Options),
+    /// Take, list and delete snapshots of a volume
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
     /// Show unflushed writes left on this node, put them back or drop them
     #[command(subcommand)]
     Staging(staging::Command),
@@ -154,6 +162,8 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status(options) => list::status(global, options).await,
         Command::Create(options) => provision::create(global, options).await,
         Command::Delete(options) => provision::delete(global, options).await,
+        Command::Resize(options) => resize::run(global, options).await,
+        Command::Snapshot(command) => snapshot::run(global, command).await,
         Command::Staging(command) => staging::run(global, command),
         Command::Serve(options) => serve::run(global, options).await,
         Command::Version => version::run(global).await,

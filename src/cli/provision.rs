@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::account::AccountOptions;
 use super::error::CliError;
 use super::target::Target;
-use super::{FormatArg, Global, Output, output};
+use super::{FormatArg, Global, Output, copy, output};
 use crate::node::account::{ATTEMPT_DEADLINE, open_blob};
 use crate::node::api::{Format, NewDisk};
 use crate::node::{NodeError, provision};
@@ -16,15 +16,18 @@ use crate::volume;
 #[derive(Debug, Args)]
 pub struct CreateOptions {
     /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB or a blob URL
-    volume: String,
+    pub(super) volume: String,
     /// The disk's size, such as 32GiB: a multiple of 512 bytes, up to 8TiB
-    #[arg(long)]
-    size: ByteSize,
+    #[arg(long, required_unless_present = "from")]
+    pub(super) size: Option<ByteSize>,
     /// The disk's format
-    #[arg(long, value_enum, default_value = "vhd")]
+    #[arg(long, value_enum, default_value = "vhd", conflicts_with = "from")]
     format: FormatArg,
+    /// Copy this volume of the same account, or VOLUME@TIME, its snapshot
+    #[arg(long, value_name = "VOLUME")]
+    from: Option<String>,
     #[command(flatten)]
-    account: AccountOptions,
+    pub(super) account: AccountOptions,
 }
 
 #[derive(Debug, Args)]
@@ -47,7 +50,11 @@ struct Volume<'a> {
     format: Option<Format>,
 }
 
-fn print(global: &Global, target: &Target, disk: Option<NewDisk>) -> Result<(), CliError> {
+pub(super) fn print(
+    global: &Global,
+    target: &Target,
+    disk: Option<NewDisk>,
+) -> Result<(), CliError> {
     if global.output == Output::Table {
         return Ok(());
     }
@@ -61,15 +68,21 @@ fn print(global: &Global, target: &Target, disk: Option<NewDisk>) -> Result<(), 
 }
 
 pub async fn create(global: &Global, options: CreateOptions) -> Result<(), CliError> {
+    if let Some(from) = &options.from {
+        return copy::run(global, &options, from).await;
+    }
+    let Some(size) = options.size else {
+        return Err(CliError::failed("no size: use --size"));
+    };
     let disk = NewDisk {
-        size: options.size.0,
+        size: size.0,
         format: options.format.into(),
     };
     provision::check_size(disk)?;
     let target = Target::find(&options.volume, None, &options.account)?;
     let (account, blob) = open_blob(&target.account, &target.container, &target.blob).await?;
     provision::create(&account, &blob, disk).await?;
-    tracing::info!(volume = %blob.address(), size = %options.size, "created");
+    tracing::info!(volume = %blob.address(), size = %size, "created");
     print(global, &target, Some(disk))
 }
 

@@ -28,20 +28,34 @@ pub async fn create(account: &Account, blob: &PageBlob, disk: NewDisk) -> Result
     check_size(disk)?;
     let layout = disk.format.into();
     let attempt = || volume::create(blob, disk.size, layout, ATTEMPT_DEADLINE);
-    let first = attempt().await;
-    let Err(OpenError::Storage(error)) = &first else {
-        return first.map_err(NodeError::from);
-    };
-    if error.code() != "ContainerNotFound" {
-        return first.map_err(NodeError::from);
+    with_container(account, &blob.address().container, attempt)
+        .await
+        .map_err(NodeError::from)
+}
+
+/// Makes an `attempt` at something in a container, and the container and one
+/// more attempt when it turns out to be missing.
+///
+/// # Errors
+/// As the attempt, or as Create Container.
+pub async fn with_container<T, F>(
+    account: &Account,
+    container: &str,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, OpenError>
+where
+    F: Future<Output = Result<T, OpenError>>,
+{
+    match attempt().await {
+        Err(OpenError::Storage(error)) if error.code() == "ContainerNotFound" => {}
+        other => return other,
     }
-    let container = &blob.address().container;
     match account.create_container(container, ATTEMPT_DEADLINE).await {
         Ok(()) => tracing::info!(%container, account = account.name(), "container created"),
         Err(error) if error.code() == "ContainerAlreadyExists" => {}
         Err(error) => return Err(error.into()),
     }
-    attempt().await.map_err(NodeError::from)
+    attempt().await
 }
 
 /// Takes back a blob that [`create`] made moments ago. It is deleted under a

@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::OpenError;
+use super::intent::{self, Intent};
 use super::open::unusable;
 use super::patience::patiently;
-use crate::blob::vhd::{self, Layout};
-use crate::blob::{
-    Checksum, Conditions, DeleteSnapshots, ETag, Effect, PageBlob, StorageError, Written,
-};
+use crate::blob::vhd::Layout;
+use crate::blob::{Conditions, DeleteSnapshots, ETag, Effect, PageBlob, StorageError, Written};
 use crate::device::PAGE;
 
 /// The largest page blob: 8 TiB.
@@ -34,21 +31,41 @@ pub async fn create(
     layout: Layout,
     deadline: Duration,
 ) -> Result<(), OpenError> {
+    create_with(blob, disk_size, layout, &[], deadline).await
+}
+
+/// [`create`], with `metadata` on the blob from its first moment on. Should
+/// this end between making the blob and writing its footer, [`super::grow`]
+/// and whoever opens it complete it.
+///
+/// # Errors
+/// As [`create`].
+pub async fn create_with(
+    blob: &PageBlob,
+    disk_size: u64,
+    layout: Layout,
+    metadata: &[(String, String)],
+    deadline: Duration,
+) -> Result<(), OpenError> {
     check_size(disk_size, layout).map_err(|reason| unusable(blob, reason))?;
     let blob_size = layout.blob_size(disk_size);
-    let written = create_blob(blob, blob_size, deadline).await?;
-    if layout == Layout::Raw {
+    let intent = (layout != Layout::Raw).then(|| Intent {
+        layout,
+        old: 0,
+        new: blob_size,
+        id: *uuid::Uuid::new_v4().as_bytes(),
+    });
+    let mut metadata = metadata.to_vec();
+    metadata.extend(intent.map(|intent| intent.entry()));
+    let written = create_blob(blob, blob_size, metadata, deadline).await?;
+    let Some(intent) = intent else {
         return Ok(());
-    }
-    let footer = vhd::footer(disk_size, vhd_now(), *uuid::Uuid::new_v4().as_bytes());
-    let footer = Bytes::copy_from_slice(&footer);
+    };
     let conditions = Conditions {
         if_sequence_number_lt: Some(1),
         ..Conditions::default()
     };
-    let at = blob_size - PAGE;
-    let put = patiently!(blob.put_page(at, footer.clone(), Checksum::Off, &conditions, deadline));
-    if let Err(error) = put {
+    if let Err(error) = intent::complete(blob, &intent, &conditions, deadline).await {
         discard(blob, &written, deadline).await;
         return Err(error.into());
     }
@@ -78,9 +95,14 @@ pub fn check_size(disk_size: u64, layout: Layout) -> Result<(), String> {
     Ok(())
 }
 
-async fn create_blob(blob: &PageBlob, size: u64, deadline: Duration) -> Result<Written, OpenError> {
+async fn create_blob(
+    blob: &PageBlob,
+    size: u64,
+    mut metadata: Vec<(String, String)>,
+    deadline: Duration,
+) -> Result<Written, OpenError> {
     let mark = uuid::Uuid::new_v4().simple().to_string();
-    let metadata = [(CREATION_MARK.to_owned(), mark.clone())];
+    metadata.push((CREATION_MARK.to_owned(), mark.clone()));
     let mut unknown = false;
     let created = patiently!(async {
         let created = blob
@@ -131,7 +153,11 @@ async fn discard(blob: &PageBlob, written: &Written, deadline: Duration) {
     }
 }
 
-async fn remove(blob: &PageBlob, etag: ETag, deadline: Duration) -> Result<(), StorageError> {
+pub(super) async fn remove(
+    blob: &PageBlob,
+    etag: ETag,
+    deadline: Duration,
+) -> Result<(), StorageError> {
     // A late delete could destroy a blob made since under the same name.
     let conditions = Conditions {
         if_match: Some(etag),
@@ -170,7 +196,7 @@ pub async fn delete(blob: &PageBlob, deadline: Duration) -> Result<(), OpenError
     }
 }
 
-fn vhd_now() -> u32 {
+pub(super) fn vhd_now() -> u32 {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();

@@ -7,9 +7,12 @@
 
 mod blockage;
 mod cache;
+mod copy;
 mod create;
 mod disk;
 mod gate;
+mod grow;
+mod intent;
 mod io;
 mod judge;
 mod keeper;
@@ -17,6 +20,7 @@ mod open;
 mod pace;
 mod patience;
 mod range_lock;
+mod snapshot;
 mod standing;
 mod store;
 mod trouble;
@@ -33,13 +37,16 @@ pub use cache::{
     SetAside, StagingFile, StagingFiles, StagingInfo, StagingOptions, System, discard_staging,
     inspect_staging, kept_aside, list_staging, restore_staging,
 };
-pub use create::{LARGEST_BLOB, check_size, create, delete};
+pub use copy::{Copied, CopyPlan, copy};
+pub use create::{LARGEST_BLOB, check_size, create, create_with, delete};
 use gate::Gate;
+pub use grow::{Disk, grow, inspect};
 use io::Io;
 use keeper::Keeper;
 pub use keeper::answers as keepers_answer;
 pub use pace::{AccountPace, Pace, Permit, Throttled};
 use range_lock::RangeLock;
+pub use snapshot::{Snapshot, create_snapshot, delete_snapshot, list_snapshots, snapshot_name};
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
@@ -336,6 +343,8 @@ mod tests {
     fn futures_are_send(blob: &PageBlob, options: OpenOptions, volume: &Volume) {
         is_send(&create(blob, 512, Layout::Raw, Duration::ZERO));
         is_send(&delete(blob, Duration::ZERO));
+        is_send(&grow(blob, 512, Duration::ZERO));
+        is_send(&create_snapshot(blob, "a", Duration::ZERO));
         is_send(&volume.close());
         is_send(&Volume::open(blob.clone(), options));
     }

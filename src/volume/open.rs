@@ -22,6 +22,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::cache::{self, Cache};
+use super::copy;
+use super::intent::{self, Intent};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::patience::patiently;
@@ -235,7 +237,10 @@ async fn acquire_now<S: PageStore>(
     })
 }
 
-async fn properties<S: PageStore>(blob: &S, deadline: Duration) -> Result<Properties, OpenError> {
+pub(super) async fn properties<S: PageStore>(
+    blob: &S,
+    deadline: Duration,
+) -> Result<Properties, OpenError> {
     let properties = patiently!(blob.properties(deadline))?;
     if properties.blob_type != BlobType::Page {
         return Err(unusable(
@@ -251,6 +256,9 @@ async fn properties<S: PageStore>(blob: &S, deadline: Duration) -> Result<Proper
                 properties.size
             ),
         ));
+    }
+    if let Some(reason) = copy::incomplete(&properties) {
+        return Err(unusable(blob, reason));
     }
     Ok(properties)
 }
@@ -315,23 +323,57 @@ async fn learn<S: PageStore>(
         };
         patiently!(blob.set_sequence_number(action, &conditions, deadline))
     };
-    let (raised, footer) = tokio::join!(raise, last_page(blob, seen.size, deadline));
+    let (raised, end) = tokio::join!(raise, last_page(blob, seen.size, deadline));
     let number = raised?.sequence_number;
-    let (blob_size, layout) = footer?;
+    let end = end?;
+    let mut layout = end.layout;
+    if let Some(intent) = end.unfinished(seen) {
+        let fenced = intent::fenced(&options.lease, number);
+        intent::complete(blob, &intent, &fenced, deadline).await?;
+        tracing::info!("{}: completed an interrupted resize", blob.address());
+        layout = intent.layout;
+    }
+    check_usable(blob, layout, end.blob_size)?;
     Ok(Learned {
-        blob_size,
+        blob_size: end.blob_size,
         layout,
         number,
         cache: None,
     })
 }
 
-/// Size of the blob and the disk's layout in it.
-async fn last_page<S: PageStore>(
+/// The end of a blob, where its footer is.
+pub(super) struct End {
+    /// Bytes in the blob, footer included.
+    pub blob_size: u64,
+    /// What the last page says.
+    pub layout: Layout,
+    /// The last page.
+    pub page: [u8; vhd::FOOTER],
+}
+
+impl End {
+    /// What has yet to be done to the blob that was `seen`.
+    pub fn unfinished(&self, seen: &Properties) -> Option<Intent> {
+        Intent::unfinished(&seen.metadata, self.blob_size, &self.page)
+    }
+
+    /// Layout, and the blob size that holds the disk as it is now: of an
+    /// unfinished resize the old one, of an unfinished creation none.
+    pub fn as_is(&self, seen: &Properties) -> (Layout, u64) {
+        match self.unfinished(seen) {
+            Some(intent) => (intent.layout, intent.old),
+            None => (self.layout, self.blob_size),
+        }
+    }
+}
+
+/// Reads the end of the blob.
+pub(super) async fn last_page<S: PageStore>(
     blob: &S,
     seen_size: u64,
     deadline: Duration,
-) -> Result<(u64, Layout), OpenError> {
+) -> Result<End, OpenError> {
     let mut size = seen_size;
     loop {
         let range = Range {
@@ -351,14 +393,22 @@ async fn last_page<S: PageStore>(
             at += piece.len();
         }
         let layout = vhd::detect(&page, size).map_err(|reason| unusable(blob, reason))?;
-        if layout.usable(size) == 0 {
-            return Err(unusable(
-                blob,
-                "it holds a VHD footer and nothing else: recreate it".into(),
-            ));
-        }
-        return Ok((size, layout));
+        return Ok(End {
+            blob_size: size,
+            layout,
+            page,
+        });
     }
+}
+
+fn check_usable<S: PageStore>(blob: &S, layout: Layout, blob_size: u64) -> Result<(), OpenError> {
+    if layout.usable(blob_size) == 0 {
+        return Err(unusable(
+            blob,
+            "it holds a VHD footer and nothing else: recreate it".into(),
+        ));
+    }
+    Ok(())
 }
 
 async fn open_read_only<S: PageStore>(
@@ -366,7 +416,9 @@ async fn open_read_only<S: PageStore>(
     options: &OpenOptions,
 ) -> Result<Arc<Volume<S>>, OpenError> {
     let seen = properties(&blob, options.attempt_deadline).await?;
-    let (blob_size, layout) = last_page(&blob, seen.size, options.attempt_deadline).await?;
+    let end = last_page(&blob, seen.size, options.attempt_deadline).await?;
+    let (layout, blob_size) = end.as_is(&seen);
+    check_usable(&blob, layout, blob_size)?;
     let learned = Learned {
         blob_size,
         layout,

@@ -1,0 +1,173 @@
+//! Snapshots of a disk: named in their own metadata, so that a call whose
+//! answer was lost finds what it made.
+
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use super::OpenError;
+use super::open::unusable;
+use super::patience::patiently;
+use crate::blob::{Conditions, DeleteSnapshots, Effect, ListedBlob, PageBlob, StorageError};
+
+/// The name of a snapshot, among its metadata.
+const KEY: &str = "dysksnapshot";
+
+/// What metadata, a header of HTTP, holds as it is.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+
+/// A snapshot of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The store's time stamp, which addresses it (`x-ms-snapshot`).
+    pub time: String,
+    /// The name it was made under; none for one that was made elsewhere.
+    pub name: Option<String>,
+    /// Bytes in the blob at that time, footer included.
+    pub blob_size: u64,
+}
+
+/// Text as a metadata value: any text in, ASCII without blanks out.
+pub fn encode(text: &str) -> String {
+    utf8_percent_encode(text, PLAIN).to_string()
+}
+
+/// The name in the metadata of a snapshot.
+#[must_use]
+pub fn snapshot_name(metadata: &[(String, String)]) -> Option<String> {
+    let (_, value) = metadata.iter().find(|(name, _)| name == KEY)?;
+    Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
+}
+
+/// Takes a snapshot called `name`, or finds the one that an earlier call of
+/// that name took. Needs no lease: of a disk in use it holds what a power cut
+/// at this moment would leave.
+///
+/// # Errors
+/// There is no such blob, it is being copied, or the store refuses.
+pub async fn create_snapshot(
+    blob: &PageBlob,
+    name: &str,
+    deadline: Duration,
+) -> Result<Snapshot, OpenError> {
+    if name.is_empty() || name.len() > 1024 {
+        let reason = "a snapshot's name has 1 to 1024 bytes".to_owned();
+        return Err(unusable(blob, reason));
+    }
+    let none = Conditions::default();
+    loop {
+        let listed = list_snapshots(blob, deadline).await?;
+        if let Some(there) = find(listed, name) {
+            return Ok(there);
+        }
+        let seen = patiently!(blob.properties(&none, deadline))?;
+        if let Some(reason) = super::copy::incomplete(&seen) {
+            return Err(unusable(blob, reason));
+        }
+        // Its own metadata would replace the blob's, which says how the disk
+        // lies in it while it grows.
+        let mut metadata = seen.metadata;
+        metadata.retain(|(key, _)| key != KEY);
+        metadata.push((KEY.to_owned(), encode(name)));
+        // One attempt: after one whose outcome is unknown, look before the next.
+        let conditions = Conditions {
+            if_match: Some(seen.etag),
+            ..Conditions::default()
+        };
+        let mut patience = super::patience::Patience::begin();
+        match blob.create_snapshot(&metadata, &conditions, deadline).await {
+            Ok(time) => {
+                return Ok(Snapshot {
+                    time,
+                    name: Some(name.to_owned()),
+                    blob_size: seen.size,
+                });
+            }
+            // A disk in use changes all the time; its metadata does not.
+            Err(error) if error.code() == "ConditionNotMet" => {
+                match snapshot_of_busy(blob, &metadata, deadline).await {
+                    Ok(time) => {
+                        return Ok(Snapshot {
+                            time,
+                            name: Some(name.to_owned()),
+                            blob_size: seen.size,
+                        });
+                    }
+                    Err(error) if error.effect() == Effect::NotApplied => return Err(error.into()),
+                    Err(error) => patience.after(error).await?,
+                }
+            }
+            Err(error) => patience.after(error).await?,
+        }
+    }
+}
+
+async fn snapshot_of_busy(
+    blob: &PageBlob,
+    metadata: &[(String, String)],
+    deadline: Duration,
+) -> Result<String, StorageError> {
+    let none = Conditions::default();
+    blob.create_snapshot(metadata, &none, deadline).await
+}
+
+/// The first of that name: a request that came late may have made a second.
+fn find(snapshots: Vec<Snapshot>, name: &str) -> Option<Snapshot> {
+    let named = snapshots
+        .into_iter()
+        .filter(|snapshot| snapshot.name.as_deref() == Some(name));
+    named.min_by(|a, b| a.time.cmp(&b.time))
+}
+
+/// The blob's snapshots, oldest first.
+///
+/// # Errors
+/// The container is not there, or the store refuses.
+pub async fn list_snapshots(
+    blob: &PageBlob,
+    deadline: Duration,
+) -> Result<Vec<Snapshot>, OpenError> {
+    let address = blob.address();
+    let mut marker: Option<String> = None;
+    let mut found = Vec::new();
+    loop {
+        let account = blob.account();
+        let (container, name) = (&address.container, &address.blob);
+        let (page, next) =
+            patiently!(account.list_blobs(container, name, true, marker.as_deref(), deadline))?;
+        // The prefix finds longer names too.
+        let own = page.into_iter().filter(|listed| listed.name == *name);
+        found.extend(own.filter_map(of_listed));
+        marker = next.filter(|next| !next.is_empty());
+        if marker.is_none() {
+            break;
+        }
+    }
+    found.sort_by(|a, b| a.time.cmp(&b.time));
+    Ok(found)
+}
+
+fn of_listed(listed: ListedBlob) -> Option<Snapshot> {
+    Some(Snapshot {
+        time: listed.snapshot?,
+        name: snapshot_name(&listed.metadata),
+        blob_size: listed.size,
+    })
+}
+
+/// Deletes the snapshot taken at `time`; one that is not there is deleted.
+///
+/// # Errors
+/// The store refuses.
+pub async fn delete_snapshot(
+    blob: &PageBlob,
+    time: &str,
+    deadline: Duration,
+) -> Result<(), OpenError> {
+    let snapshot = blob.at_snapshot(time);
+    let none = Conditions::default();
+    match patiently!(snapshot.delete(DeleteSnapshots::Refuse, &none, deadline)) {
+        Err(error) if !error.is_not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
