@@ -139,6 +139,7 @@ impl<S: PageStore> Io<S> {
 
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
             let permit = self.permit(range.len(), pauses.again()).await?;
@@ -150,7 +151,8 @@ impl<S: PageStore> Io<S> {
             permit.settle(&attempt);
             match attempt {
                 Ok(read) => {
-                    self.standing.blockage.lifted();
+                    under_way.done();
+                    self.standing.blockage.lifted(self.blob.address());
                     let mut data = ReadData::new();
                     read.pieces.into_iter().for_each(|piece| data.push(piece));
                     return Ok(data);
@@ -173,6 +175,7 @@ impl<S: PageStore> Io<S> {
         most: u32,
         deadline: Duration,
     ) -> Result<Filled, DeviceError> {
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
             let permit = self.permit(0, pauses.again()).await?;
@@ -181,6 +184,7 @@ impl<S: PageStore> Io<S> {
             permit.settle(&attempt);
             match attempt {
                 Ok(page) => {
+                    under_way.done();
                     let last = page.filled.last().map_or(within.start, |range| range.end);
                     let known_to = if page.next_marker.is_some() {
                         last
@@ -281,6 +285,7 @@ impl<S: PageStore> Io<S> {
     }
 
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
             // Before the bound is drawn: what only waits here is owed to nobody.
@@ -293,7 +298,8 @@ impl<S: PageStore> Io<S> {
             let error = match attempt {
                 Ok(()) => {
                     unsettled.settle();
-                    self.standing.blockage.lifted();
+                    under_way.done();
+                    self.standing.blockage.lifted(self.blob.address());
                     return Ok(());
                 }
                 Err(error) => error,
