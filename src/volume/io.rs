@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::judge::{self, Verdict};
 use super::pace::{Pace, Permit};
+use super::progress::Progress;
 use super::standing::{Fenced, Standing};
 use super::store::PageStore;
 use super::trouble::Trouble;
@@ -213,7 +214,7 @@ impl<S: PageStore> Io<S> {
         match verdict {
             Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                 self.waits(verdict, error, "reading again");
-                unless_gone(pauses.pause(verdict, error)).await?;
+                unless_gone(pauses.pause(&self.standing.progress, verdict, error)).await?;
                 match self.standing.fenced() {
                     Some(fenced) => Err(self.fenced(&fenced)),
                     None => Ok(()),
@@ -315,7 +316,7 @@ impl<S: PageStore> Io<S> {
                     let raised = unless_gone(self.standing.raise_past(bound)).await?;
                     if raised.is_ok() {
                         unsettled.settle();
-                        unless_gone(pauses.pause(verdict, &error)).await?;
+                        unless_gone(pauses.pause(&self.standing.progress, verdict, &error)).await?;
                     }
                     raised
                 }
@@ -332,7 +333,7 @@ impl<S: PageStore> Io<S> {
                 Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                     unsettled.settle();
                     self.waits(verdict, &error, "writing again");
-                    unless_gone(pauses.pause(verdict, &error)).await?;
+                    unless_gone(pauses.pause(&self.standing.progress, verdict, &error)).await?;
                     Ok(())
                 }
                 Verdict::Gone => {
@@ -409,7 +410,7 @@ impl Pauses {
         self.attempts > 1
     }
 
-    async fn pause(&mut self, verdict: Verdict, error: &StorageError) {
+    async fn pause(&mut self, progress: &Progress, verdict: Verdict, error: &StorageError) {
         // The first time it is the pace that says when: the request goes to the
         // head of its queue. One that is refused over and over stands back.
         if verdict == Verdict::SlowDown && !std::mem::replace(&mut self.slowed, true) {
@@ -423,6 +424,6 @@ impl Pauses {
         let backoff = self
             .backoff
             .get_or_insert_with(|| Backoff::new(first, LONGEST_PAUSE));
-        tokio::time::sleep(backoff.pause(error.retry_after)).await;
+        progress.pause(backoff.pause(error.retry_after)).await;
     }
 }
