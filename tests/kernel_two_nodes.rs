@@ -237,6 +237,8 @@ fn exactly_one_of_two_nodes_can_write() {
         || network.sever(),
         || network.heal(),
     );
+    // The whole machine, so that its clock jumps as well.
+    away_and_back("frozen", &store, both, || first.freeze(), || first.thaw());
     second.no_kernel_errors();
     dead(&store, first, &second);
     second.no_kernel_errors();
