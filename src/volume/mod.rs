@@ -41,7 +41,9 @@ pub use grow::{Disk, grow, inspect};
 use io::Io;
 use keeper::Keeper;
 use range_lock::RangeLock;
-pub use snapshot::{Snapshot, create_snapshot, delete_snapshot, list_snapshots, snapshot_name};
+pub use snapshot::{
+    Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
+};
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;

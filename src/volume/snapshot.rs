@@ -28,7 +28,8 @@ pub struct Snapshot {
 }
 
 /// Text as a metadata value: any text in, ASCII without blanks out.
-pub fn encode(text: &str) -> String {
+#[must_use]
+pub fn metadata_text(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
@@ -68,7 +69,7 @@ pub async fn create_snapshot(
         // lies in it while it grows.
         let mut metadata = seen.metadata;
         metadata.retain(|(key, _)| key != KEY);
-        metadata.push((KEY.to_owned(), encode(name)));
+        metadata.push((KEY.to_owned(), metadata_text(name)));
         // One attempt: after one whose outcome is unknown, look before the next.
         let conditions = Conditions {
             if_match: Some(seen.etag),
