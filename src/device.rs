@@ -5,6 +5,8 @@ use std::future::Future;
 
 use bytes::Bytes;
 
+use crate::caller::Gone;
+
 /// Bytes in a page, the unit of a page blob and the smallest aligned I/O.
 pub const PAGE: u64 = 512;
 
@@ -51,12 +53,18 @@ pub enum DeviceError {
     /// A write to a read-only device.
     #[error("read-only device")]
     ReadOnly,
-    /// The device is closing.
+    /// The device is closing, or nobody waits for the answer.
     #[error("shutting down")]
     Shutdown,
     /// The operation cannot be done fast, and only fast was wanted.
     #[error("not supported")]
     NotSupported,
+}
+
+impl From<Gone> for DeviceError {
+    fn from(_: Gone) -> Self {
+        Self::Shutdown
+    }
 }
 
 /// One piece of a read's answer.

@@ -6,6 +6,7 @@
 //! [`blob`]. [`emulator`] stands beside them. See `docs/design.md`.
 
 pub mod blob;
+pub mod caller;
 pub mod cli;
 pub mod csi;
 pub mod device;

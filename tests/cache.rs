@@ -539,6 +539,27 @@ fn a_resume_that_comes_too_late_is_fenced_and_keeps_the_writes_aside() {
     assert_eq!(inspect_staging(&node.files()[0]).unwrap().dirty_bytes, 4096);
 }
 
+/// What a daemon leaves that is killed while it makes its staging file.
+#[test]
+fn half_a_staging_file_is_in_nobodys_way() {
+    let (node, store) = (Node::new(Caching::ReadWrite), store());
+    let lease = node.left_behind(&store, &bytes(6, 4096));
+    let whole = node.files().remove(0);
+    std::fs::remove_file(&whole).unwrap();
+    std::fs::write(whole.with_extension("making"), bytes(0, 8192)).unwrap();
+    runtime().block_on(async {
+        let options = OpenOptions {
+            lease,
+            resume: true,
+            ..node.options()
+        };
+        let volume = Volume::open(store.clone(), options).await.unwrap();
+        assert_eq!(node.files(), [whole]);
+        volume.close().await.unwrap();
+    });
+    assert_eq!(node.files(), [] as [PathBuf; 0]);
+}
+
 /// After somebody else has held the volume, the choice is spelled out.
 #[test]
 fn what_may_be_out_of_date_is_never_replayed_by_itself() {
@@ -557,7 +578,7 @@ fn what_may_be_out_of_date_is_never_replayed_by_itself() {
                 .unwrap_err();
             let text = error.to_string();
             assert!(text.contains("4096 bytes of unflushed writes in"), "{text}");
-            assert!(text.contains("set them aside or discard them"), "{text}");
+            assert!(text.contains("--recover force"), "{text}");
             assert_eq!(store.blob().lease, None, "a refused attach leaves no lease");
 
             let mut options = node.options();
@@ -585,7 +606,10 @@ fn a_fresh_attach_takes_up_what_nobody_can_have_overwritten() {
         let error = Volume::open(store.clone(), node.options())
             .await
             .unwrap_err();
-        assert!(error.to_string().contains("read-write caching"), "{error}");
+        assert!(
+            error.to_string().contains("--caching read-write"),
+            "{error}"
+        );
     });
     node.caching = Caching::ReadWrite;
     runtime().block_on(async {
@@ -675,6 +699,15 @@ fn a_staging_folder_that_cannot_be_made_refuses_the_attach() {
     assert_eq!(store.blob().lease, None);
 }
 
+/// Opens the volume as the daemon does that will hand it over.
+async fn owner(node: &Node, store: &SimStore, lease: &LeaseId) -> Arc<Volume<SimStore>> {
+    let options = OpenOptions {
+        lease: lease.clone(),
+        ..node.options()
+    };
+    Volume::open(store.clone(), options).await.expect("opens")
+}
+
 /// Opens the volume as the next daemon does that takes over.
 async fn heir(
     node: &Node,
@@ -694,11 +727,7 @@ async fn heir(
 async fn a_volume_changes_hands_without_a_flush() {
     let (node, store) = (Node::new(Caching::ReadWrite), store());
     let lease = LeaseId::random();
-    let options = OpenOptions {
-        lease: lease.clone(),
-        ..node.options()
-    };
-    let old = Volume::open(store.clone(), options).await.expect("opens");
+    let old = owner(&node, &store, &lease).await;
     old.write(0, bytes(1, 8192), false).await.unwrap();
     let error = heir(&node, &store, &lease)
         .await
@@ -750,11 +779,7 @@ async fn a_volume_changes_hands_without_a_flush() {
 async fn a_volume_without_unflushed_writes_comes_back_to_its_owner() {
     let (node, store) = (Node::new(Caching::ReadWrite), store());
     let lease = LeaseId::random();
-    let options = OpenOptions {
-        lease: lease.clone(),
-        ..node.options()
-    };
-    let old = Volume::open(store.clone(), options).await.expect("opens");
+    let old = owner(&node, &store, &lease).await;
     old.write(0, bytes(1, 4096), false).await.unwrap();
     old.flush().await.unwrap();
     old.let_go().await.unwrap();
@@ -773,11 +798,7 @@ async fn a_volume_without_unflushed_writes_comes_back_to_its_owner() {
 async fn a_write_back_that_is_cut_off_is_kept_out_of_the_heir_s_disk() {
     let (node, store) = (Node::new(Caching::ReadWrite), store());
     let lease = LeaseId::random();
-    let options = OpenOptions {
-        lease: lease.clone(),
-        ..node.options()
-    };
-    let old = Volume::open(store.clone(), options).await.expect("opens");
+    let old = owner(&node, &store, &lease).await;
     let number = store.blob().number;
     old.write(0, bytes(1, 4096), false).await.unwrap();
     old.let_go().await.unwrap();

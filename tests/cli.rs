@@ -472,7 +472,16 @@ fn verbose_tells_the_steps_on_standard_error() {
 fn help_of_every_command_reads_well() {
     let ctl = Ctl::new(std::path::Path::new("/nonexistent"));
     let words = [
-        "attach", "detach", "list", "status", "create", "delete", "serve", "version",
+        "attach",
+        "credential",
+        "detach",
+        "list",
+        "status",
+        "create",
+        "delete",
+        "staging",
+        "serve",
+        "version",
     ];
     let whole = ctl.run(&["--help"]);
     for word in words {

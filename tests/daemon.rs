@@ -95,7 +95,10 @@ fn the_api_as_curl_sees_it() {
     store.create("a.vhd", 1 << 20);
     assert_eq!(
         ask(&node, "GET", "/v1/health", ""),
-        (200, "{\"status\":\"ok\",\"attachments\":0}\n".into())
+        (
+            200,
+            "{\"status\":\"ok\",\"attachments\":0,\"fenced\":0}\n".into()
+        )
     );
     let version = json!({ "version": env!("CARGO_PKG_VERSION"), "api": 1 });
     assert_eq!(

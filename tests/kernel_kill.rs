@@ -4,17 +4,9 @@
 #[path = "support/lane.rs"]
 mod lane;
 
-/// A number that a soak run sets higher.
-fn count(variable: &str, usual: u32) -> u32 {
-    match std::env::var(variable) {
-        Ok(text) => text.parse().expect("the variable is a number"),
-        Err(_) => usual,
-    }
-}
-
 /// `DYSK_KILLS` and `DYSK_SEED` choose how many kills and which.
-fn kill(kernel: &str, caching: &str, usual: u32) {
-    let kills = count("DYSK_KILLS", usual);
+fn kill(kernel: &str, caching: &str, usual: u64) {
+    let kills = lane::number("DYSK_KILLS", usual);
     let timeout = (600 + 20 * kills).to_string();
     let kills = format!("DYSK_KILLS={kills}");
     let caching = format!("DYSK_CACHING={caching}");
@@ -27,7 +19,7 @@ fn kill(kernel: &str, caching: &str, usual: u32) {
 }
 
 fn take_over(kernel: &str, caching: &str) {
-    let times = count("DYSK_TAKEOVERS", 5);
+    let times = lane::number("DYSK_TAKEOVERS", 3);
     let timeout = (300 + 30 * times).to_string();
     let times = format!("DYSK_TAKEOVERS={times}");
     lane::run(

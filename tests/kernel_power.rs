@@ -50,13 +50,6 @@ const NEVER_FLUSHED: Disk = Disk {
     policy: "--caching read-write",
 };
 
-fn number(variable: &str, usual: u64) -> u64 {
-    match std::env::var(variable) {
-        Ok(text) => text.parse().expect("the variable is a number"),
-        Err(_) => usual,
-    }
-}
-
 fn boot(cut: u64, store: &OutsideStore) -> Guest {
     let kernel = if cut.is_multiple_of(2) { "6.12" } else { "6.1" };
     Guest::boot(
@@ -70,7 +63,7 @@ impl Disk {
     fn make(&self, guest: &Guest) {
         let Self { name, kind, policy } = self;
         guest.run(&format!(
-            "device=$(attach {name}.vhd --create --size 256MiB {policy}); mkfs.{kind} -q $device; \
+            "device=$(attach {name}.vhd --create --size 320MiB {policy}); mkfs.{kind} -q $device; \
              mkdir -p /mnt/{name}; mount $device /mnt/{name}; sync -f /mnt/{name}"
         ));
     }
@@ -139,8 +132,8 @@ impl Disk {
 #[test]
 fn what_was_fsynced_survives_power_cuts() {
     let _alone = lane::alone();
-    let cuts = number("DYSK_POWER_CUTS", 3);
-    let seed = number("DYSK_SEED", rand::random());
+    let cuts = lane::number("DYSK_POWER_CUTS", 3);
+    let seed = lane::number("DYSK_SEED", rand::random());
     println!("seed {seed}, {cuts} cuts");
     let mut dice = StdRng::seed_from_u64(seed);
     let store = OutsideStore::start(&["--latency", "2ms"]);

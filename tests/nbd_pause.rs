@@ -143,7 +143,7 @@ async fn a_pause_within_a_payload_that_is_refused_keeps_the_refusal() {
 async fn a_pause_answers_what_runs_and_leaves_what_waits() {
     let session = Session::kernel(Limits {
         max_requests: 2,
-        budget: ByteBudget::new(1024),
+        budget: ByteBudget::new(2 * 4096),
         ..Limits::default()
     });
     let disk = MemoryDisk::new(MIB).recording().hold(|_| true);

@@ -9,6 +9,8 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Parser};
 use dysk::node::daemon::{Config, Daemon};
 use dysk::node::nbd::NbdTransport;
+use dysk::node::service::Service;
+use dysk::node::{dysktab, memory};
 use dysk::size::ByteSize;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -25,6 +27,9 @@ struct Options {
     /// attached and in use, and it ends
     #[arg(long)]
     takeover: bool,
+    /// The table of disks to attach at start
+    #[arg(long, value_name = "FILE", default_value = dysktab::PATH)]
+    dysktab: PathBuf,
     /// The most that all disks together may cache
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     cache_budget: ByteSize,
@@ -36,7 +41,8 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     start_logging(options.verbose);
-    match run(options) {
+    let service = Service::of_process();
+    match run(options, service) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("dyskd: {error:#}");
@@ -45,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: Options) -> anyhow::Result<()> {
+fn run(options: Options, service: Service) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("attaching disks takes root: run dyskd with sudo or as a system service");
     }
@@ -53,26 +59,28 @@ fn run(options: Options) -> anyhow::Result<()> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("cannot forbid core dumps")?;
     raise_file_limit();
+    memory::prepare();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let result = runtime.block_on(serve(options));
+    let result = runtime.block_on(serve(options, service));
     // Requests of disks that stay attached may wait for the store for ever.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(options: Options) -> anyhow::Result<()> {
+async fn serve(options: Options, service: Service) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let config = Config {
         run_dir: std::path::absolute(options.run_dir).context("--run-dir")?,
         takeover: options.takeover,
         cache_budget: options.cache_budget.0,
+        dysktab: Some(options.dysktab),
         ..Config::default()
     };
-    let daemon = Daemon::start(config, Arc::new(NbdTransport::new())).await?;
+    let daemon = Daemon::start_as(config, Arc::new(NbdTransport::new()), service).await?;
     daemon
         .run(async {
             tokio::select! {

@@ -1,19 +1,23 @@
 //! A storage account as a client sees it: endpoint, credential, connections.
 
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Method;
+use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
 use super::attempt::{Expect, execute};
 use super::connect::Connector;
 use super::credential::Credential;
 use super::endpoint::{Endpoint, Target};
+use super::error::Advice;
+use super::keyring::{Keyring, Pick};
 use super::page_blob::{Attempt, PageBlob};
 use super::pool::Pool;
 use super::request::Request;
+use super::source::CredentialSource;
 use super::types::*;
 use super::{tls, xml};
 
@@ -57,18 +61,7 @@ pub(super) struct AccountInner {
 pub(super) struct Shared {
     name: String,
     pub(super) connector: Connector,
-    credential: RwLock<Arc<Credential>>,
-}
-
-impl Shared {
-    /// The credential of this moment.
-    pub(super) fn credential(&self) -> Arc<Credential> {
-        // The lock is held for a pointer's copy only, by either side.
-        self.credential
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
+    pub(super) keyring: Arc<Keyring>,
 }
 
 impl std::fmt::Debug for Account {
@@ -77,7 +70,7 @@ impl std::fmt::Debug for Account {
         f.debug_struct("Account")
             .field("name", &shared.name)
             .field("endpoint", &shared.connector.endpoint.base)
-            .field("credential", &shared.credential())
+            .field("credential", &shared.keyring.current())
             .finish_non_exhaustive()
     }
 }
@@ -136,9 +129,9 @@ impl Account {
         };
         Ok(Self(Arc::new(AccountInner {
             shared: Arc::new(Shared {
+                keyring: Arc::new(Keyring::new(&config.name, config.credential)),
                 name: config.name,
                 connector,
-                credential: RwLock::new(Arc::new(config.credential)),
             }),
             pool: Pool::new(config.max_connections, config.idle_timeout),
         })))
@@ -168,13 +161,13 @@ impl Account {
     /// Replaces the credential for this handle and all its clones and
     /// isolated siblings; requests under way keep the old one.
     pub fn set_credential(&self, credential: Credential) {
-        let mut current = self
-            .0
-            .shared
-            .credential
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        *current = Arc::new(credential);
+        self.0.shared.keyring.replace(vec![credential], None);
+    }
+
+    /// As [`Account::set_credential`], with all that `source` yielded (not
+    /// nothing); it is asked again when the store refuses them.
+    pub fn set_credentials(&self, credentials: Vec<Credential>, source: CredentialSource) {
+        self.0.shared.keyring.replace(credentials, Some(source));
     }
 
     /// A handle on the page blob `blob` in `container`; asks nothing.
@@ -197,14 +190,50 @@ impl Account {
         Arc::new(Target::new(&self.0.shared.connector.endpoint, address))
     }
 
-    /// Makes one attempt at `request`.
+    /// Makes one attempt at `request`: with another credential when the store
+    /// refused the signature, for then it has not looked at the request itself.
+    /// `deadline` bounds it all.
     pub(super) async fn execute(
         &self,
         request: &Request,
         expect: Expect,
         deadline: Duration,
     ) -> Attempt<Answer> {
-        execute(&self.0, request, expect, deadline).await
+        let (began, keyring) = (Instant::now(), &self.0.shared.keyring);
+        loop {
+            let credential = match keyring.pick() {
+                Pick::Credential(credential) => credential,
+                Pick::Refused(refusal) => {
+                    let mut error = request.error(refusal.failure, refusal.detail);
+                    error.retry_after = refusal.retry_after;
+                    return Err(error);
+                }
+            };
+            let left = deadline.saturating_sub(began.elapsed());
+            let attempt = execute(&self.0, &credential, request, expect, left).await;
+            let mut error = match attempt {
+                Err(error) if error.advice() == Advice::Reauthenticate && !error.clock => error,
+                settled => {
+                    let let_in = settled
+                        .as_ref()
+                        .map_or_else(|e| e.status().is_some(), |_| true);
+                    if let_in && !keyring.is_calm() {
+                        keyring.accepted(&credential);
+                    }
+                    return settled;
+                }
+            };
+            let left = deadline.saturating_sub(began.elapsed());
+            match timeout(left, keyring.refused(&credential, &error)).await {
+                Ok(true) => {}
+                Ok(false) | Err(_) => {
+                    if let Pick::Refused(refusal) = keyring.pick() {
+                        error.detail = refusal.detail;
+                    }
+                    return Err(error);
+                }
+            }
+        }
     }
 
     fn container_request(

@@ -17,12 +17,17 @@ use tokio::time::timeout;
 use super::account::AccountInner;
 use super::answer::Answer;
 use super::connection::{Connection, Fate};
+use super::credential::Credential;
 use super::date;
 use super::error::{Failure, StorageError};
 use super::explain::{self, Refusal};
 use super::pool::Slot;
 use super::request::Request;
 use super::xml;
+
+/// The store refuses requests whose date is 15 minutes off; it may have been
+/// a little less when the answer left.
+const REFUSED_SKEW: Duration = Duration::from_secs(14 * 60);
 
 /// Bytes of an error's body that are read, and of a write's.
 const SMALL_BODY: u64 = 64 << 10;
@@ -48,30 +53,34 @@ struct Progress {
     refused: Option<(u16, HeaderMap)>,
 }
 
-/// Makes one attempt at `request`; `deadline` bounds all of it.
+/// Makes one attempt at `request`, signed with `credential`; `deadline` bounds all of it.
 pub(super) async fn execute(
     account: &AccountInner,
+    credential: &Credential,
     request: &Request,
     expect: Expect,
     deadline: Duration,
 ) -> Result<Answer, StorageError> {
     let mut progress = Progress::default();
-    match timeout(deadline, attempt(account, request, expect, &mut progress)).await {
+    let work = attempt(account, credential, request, expect, &mut progress);
+    match timeout(deadline, work).await {
         Ok(result) => result,
         // The attempt's future is gone, and its connection with it: what the
         // fate says now is final.
-        Err(_) => Err(cut_off(account, request, deadline, progress)),
+        Err(_) => Err(cut_off(account, credential, request, deadline, progress)),
     }
 }
 
 fn cut_off(
     account: &AccountInner,
+    credential: &Credential,
     request: &Request,
     deadline: Duration,
     progress: Progress,
 ) -> StorageError {
     if let (Some((status, headers)), Some(peer)) = (&progress.refused, progress.peer) {
-        return refusal(account, request, *status, headers, &[], peer);
+        let from = (peer, credential);
+        return refusal(account, request, *status, headers, &[], from);
     }
     let written = progress.fate.is_some_and(|fate| fate.handed());
     let place = match progress.peer {
@@ -86,6 +95,7 @@ fn cut_off(
 
 async fn attempt(
     account: &AccountInner,
+    credential: &Credential,
     request: &Request,
     expect: Expect,
     progress: &mut Progress,
@@ -108,11 +118,17 @@ async fn attempt(
         progress.waiting = "no answer";
         progress.peer = Some(connection.peer);
         let endpoint = &account.shared.connector.endpoint;
-        let message = request.build(endpoint, &account.shared.credential())?;
+        let message = request.build(endpoint, credential)?;
         progress.fate = Some(connection.fate());
         match connection.send(message).await {
             Ok(head) => {
-                return receive(account, request, expect, slot, connection, head, progress).await;
+                let work = Work {
+                    account,
+                    credential,
+                    request,
+                    expect,
+                };
+                return receive(&work, slot, connection, head, progress).await;
             }
             Err(unanswered) if pooled && !unanswered.written => {
                 tracing::debug!("stale connection to {}: moving on", connection.peer);
@@ -130,17 +146,29 @@ async fn attempt(
     }
 }
 
+/// What an attempt is about.
+struct Work<'a> {
+    account: &'a AccountInner,
+    credential: &'a Credential,
+    request: &'a Request,
+    expect: Expect,
+}
+
 /// Reads the answer's body and settles what becomes of the connection: kept
 /// only when the whole answer was read and was what it had to be.
 async fn receive(
-    account: &AccountInner,
-    request: &Request,
-    expect: Expect,
+    work: &Work<'_>,
     slot: Slot<'_>,
     mut connection: Connection,
     head: hyper::Response<Incoming>,
     progress: &mut Progress,
 ) -> Result<Answer, StorageError> {
+    let Work {
+        account,
+        credential,
+        request,
+        expect,
+    } = *work;
     let (head, mut body) = head.into_parts();
     let status = head.status.as_u16();
     connection.keep_alive = keep_alive(&head.headers);
@@ -166,7 +194,7 @@ async fn receive(
             status,
             &head.headers,
             &text,
-            peer,
+            (peer, credential),
         ));
     }
 
@@ -228,7 +256,7 @@ fn refusal(
     status: u16,
     headers: &HeaderMap,
     body: &[u8],
-    peer: SocketAddr,
+    (peer, credential): (SocketAddr, &Credential),
 ) -> StorageError {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let document = xml::error(body);
@@ -236,17 +264,19 @@ fn refusal(
         Some(code) => code.to_owned(),
         None => document.code.unwrap_or_default(),
     };
+    let date = text(DATE.as_str()).and_then(date::parse);
     let detail = explain::refusal(&Refusal {
         status,
         code: &code,
         culprit: document.culprit.as_deref(),
-        date: text(DATE.as_str()).and_then(date::parse),
+        date,
         address: &request.target().address,
         endpoint: &account.shared.connector.endpoint,
-        credential: &account.shared.credential(),
+        credential,
         peer,
     });
     let mut error = request.error(Failure::Status { status, code }, detail);
+    error.clock = date.is_some_and(|date| date::skew(date).1 >= REFUSED_SKEW);
     error.retry_after = text(RETRY_AFTER.as_str()).and_then(retry_after);
     error.request_id = text("x-ms-request-id").map(ToOwned::to_owned);
     error

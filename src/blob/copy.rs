@@ -22,7 +22,7 @@ impl PageBlob {
     #[must_use]
     pub fn copy_url(&self) -> String {
         let url = self.url();
-        match &*self.account.0.shared.credential() {
+        match &*self.account.0.shared.keyring.current() {
             Credential::Sas(sas) => {
                 let join = if self.snapshot.is_some() { '&' } else { '?' };
                 format!("{url}{join}{}", sas.as_str())

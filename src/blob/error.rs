@@ -81,6 +81,9 @@ pub struct StorageError {
     /// More for a person, with its own leading separator: the remedy where one
     /// is known (`: the account has Shared Key disabled; ...`), never a secret.
     pub detail: String,
+    /// The store's clock is so far from this machine's that it refuses every
+    /// signature.
+    pub clock: bool,
     /// `Retry-After`, when the store sent one.
     pub retry_after: Option<Duration>,
     /// `x-ms-request-id`, for the store's own support.
@@ -114,6 +117,7 @@ impl StorageError {
             object: address.to_string(),
             failure,
             detail: String::new(),
+            clock: false,
             retry_after: None,
             request_id: None,
         }
@@ -224,6 +228,8 @@ fn status_advice(status: u16, code: &str) -> Advice {
             Advice::Reauthenticate
         }
         (500 | 502 | 504 | 408, _) => Advice::Retry,
+        // Damaged on its way, and refused: what is sent again may arrive whole.
+        (400, "Md5Mismatch" | "Crc64Mismatch") => Advice::Retry,
         _ => Advice::GiveUp,
     }
 }

@@ -15,6 +15,7 @@ mod date;
 mod endpoint;
 pub mod error;
 mod explain;
+mod keyring;
 mod lease;
 pub mod page_blob;
 mod pool;

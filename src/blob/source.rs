@@ -51,6 +51,22 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// The credentials, if they are those of `account`.
+    ///
+    /// # Errors
+    /// They name another account; in words.
+    pub fn of(self, account: &str) -> Result<Vec<Credential>, String> {
+        match self.account.filter(|owner| owner != account) {
+            Some(owner) => Err(format!(
+                "the credentials are those of account {owner}, not of {account}: name the right secret"
+            )),
+            None if self.credentials.is_empty() => Err(format!(
+                "no credentials for account {account}: the source is empty"
+            )),
+            None => Ok(self.credentials),
+        }
+    }
+
     fn only(credential: Credential) -> Self {
         Self {
             credentials: vec![credential],

@@ -1,21 +1,27 @@
 //! `dyskctl attach`.
 
+use std::path::Path;
+
 use clap::Args;
 
 use super::account::AccountOptions;
-use super::error::CliError;
-use super::policy::PolicyOptions;
+use super::error::{CliError, note};
+use super::policy::{PolicyOptions, waits_for};
 use super::target::Target;
 use super::{FormatArg, Global, Output, output};
-use crate::node::api::{AttachRequest, Attachment, MAX_CONNECTIONS, NewDisk};
+use crate::node::api::{AttachRequest, Attachment, MAX_CONNECTIONS, NewDisk, Stage};
 use crate::node::name::AttachmentName;
-use crate::node::provision;
+use crate::node::{dysktab, provision};
 use crate::size::ByteSize;
 
 #[derive(Debug, Args)]
 pub struct Options {
     /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB, a blob URL, or ACCOUNT with --name
-    volume: String,
+    #[arg(required_unless_present = "all")]
+    volume: Option<String>,
+    /// Attach everything in /etc/dysk/dysktab that is not attached yet
+    #[arg(long, conflicts_with_all = ["volume", "name", "create", "read_only", "connections", "break_lease"])]
+    all: bool,
     /// Name of the attachment and of its link in /dev/dysk [default: BLOB]
     #[arg(long)]
     name: Option<AttachmentName>,
@@ -45,23 +51,56 @@ pub struct Options {
 }
 
 pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
+    if options.all {
+        return all(global).await;
+    }
     let request = request(options)?;
+    let attachment = attach(global, &request).await?;
+    print(global, &attachment)
+}
+
+/// Attaches the lines of the table; one that fails keeps no other from it.
+async fn all(global: &Global) -> Result<(), CliError> {
+    let (requests, errors) = dysktab::read(Path::new(dysktab::PATH));
+    let mut failures: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    for request in &requests {
+        let secret = dysktab::check_secrecy(&request.account.credential.0);
+        let attached = match secret {
+            Ok(()) => attach(global, request).await,
+            Err(reason) => Err(CliError::failed(reason)),
+        };
+        match attached {
+            Ok(attachment) => print(global, &attachment)?,
+            Err(error) if error.is_interrupt() => return Err(error),
+            Err(error) => failures.push(format!("{}: {error}", request.name)),
+        }
+    }
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(CliError::failed(failures.join("; "))),
+    }
+}
+
+async fn attach(global: &Global, request: &AttachRequest) -> Result<Attachment, CliError> {
+    let mut told = false;
     let client = global.client();
-    let attach = client.attach(&request, |stage| {
+    let attach = client.attach(request, |stage| {
         tracing::info!(name = %request.name, "{stage}");
+        if stage == Stage::Waiting && !std::mem::replace(&mut told, true) {
+            note(&waits_for(&request.volume(), &request.policy));
+        }
     });
-    let attachment = tokio::select! {
-        attached = attach => attached?,
+    tokio::select! {
+        attached = attach => Ok(attached?),
         // Hanging up is what tells the daemon to undo it.
         signal = tokio::signal::ctrl_c() => {
             signal.map_err(|error| CliError::failed(format!("cannot wait for ctrl-c: {error}")))?;
-            return Err(CliError::interrupted(format!(
+            Err(CliError::interrupted(format!(
                 "interrupted: the attach of {} is being undone",
                 request.name
-            )));
+            )))
         }
-    };
-    print(global, &attachment)
+    }
 }
 
 fn request(options: Options) -> Result<AttachRequest, CliError> {
@@ -71,7 +110,8 @@ fn request(options: Options) -> Result<AttachRequest, CliError> {
         format: options.format.into(),
     });
     create.map_or(Ok(()), provision::check_size)?;
-    let target = Target::find(&options.volume, options.name.as_ref(), &options.account)?;
+    let volume = options.volume.unwrap_or_default();
+    let target = Target::find(&volume, options.name.as_ref(), &options.account)?;
     let name = match options.name {
         Some(name) => name,
         None => AttachmentName::of_blob(&target.blob)
@@ -86,6 +126,7 @@ fn request(options: Options) -> Result<AttachRequest, CliError> {
         policy,
         connections: options.connections,
         break_lease: options.break_lease,
+        recover: options.policy.recover(),
         create,
         reuse: false,
     })

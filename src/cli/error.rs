@@ -35,12 +35,23 @@ impl CliError {
         }
     }
 
+    /// The person does not want what was asked for any more.
+    pub fn is_interrupt(&self) -> bool {
+        self.code == 130
+    }
+
     /// Prints the line; the exit code that goes with it.
     pub fn report(&self) -> ExitCode {
         // Texts come from many floors; whatever they hold, this is one line.
         let line = self.text.split_whitespace().collect::<Vec<_>>().join(" ");
         say(&line);
         ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -80,6 +91,11 @@ pub fn usage(refusal: &clap::Error) -> ExitCode {
     let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
     say(&format!("{reason}; see --help"));
     ExitCode::from(2)
+}
+
+/// A line for the person, on standard error, beside what was asked for.
+pub fn note(line: &str) {
+    say(line);
 }
 
 fn say(line: &str) {

@@ -41,6 +41,12 @@ fn row(attachment: &Attachment) -> [String; 7] {
         (Some(device), state) => format!("{device} ({state})"),
         (None, state) => format!("({state})"),
     };
+    let device = match (&attachment.fenced, unflushed(attachment)) {
+        (None, None) => device,
+        (Some(_), None) => format!("{device} (fenced)"),
+        (None, Some(kept)) => format!("{device} ({kept})"),
+        (Some(_), Some(kept)) => format!("{device} (fenced, {kept})"),
+    };
     [
         if attachment.read_only { "R" } else { "RW" }.into(),
         attachment.name.to_string(),
@@ -52,6 +58,16 @@ fn row(attachment: &Attachment) -> [String; 7] {
         format!("{}/{}", attachment.container, attachment.blob),
         device,
     ]
+}
+
+/// How much is kept out of the way of this volume.
+fn unflushed(attachment: &Attachment) -> Option<String> {
+    let bytes: u64 = attachment
+        .kept_aside
+        .iter()
+        .map(|aside| aside.dirty_bytes)
+        .sum();
+    (bytes > 0).then(|| format!("{bytes} unflushed bytes kept aside"))
 }
 
 /// Bytes in GiB, with three places where it is no whole number: enough for a
@@ -128,6 +144,19 @@ fn fields(attachment: &Attachment) -> Vec<(&'static str, String)> {
             "fenced",
             attachment.fenced.clone().unwrap_or_else(|| "no".into()),
         ),
+        ("unflushed", waiting(attachment)),
+        ("kept aside", aside(attachment)),
+        (
+            "blocked",
+            attachment.blocked.clone().unwrap_or_else(|| "no".into()),
+        ),
+        (
+            "throttled",
+            attachment
+                .throttled
+                .as_ref()
+                .map_or_else(|| "no".into(), ToString::to_string),
+        ),
         ("device", path(&attachment.device)),
         ("link", path(&attachment.link)),
         ("connections", attachment.connections.to_string()),
@@ -135,8 +164,31 @@ fn fields(attachment: &Attachment) -> Vec<(&'static str, String)> {
         ("requests finished", attachment.completed.to_string()),
         ("requests under way", attachment.in_flight.to_string()),
         ("store requests", attachment.store_requests.to_string()),
+        ("refused by store", attachment.refused.to_string()),
         ("id", attachment.id.clone()),
     ]
+}
+
+/// What waits in the cache for its way to the store.
+fn waiting(attachment: &Attachment) -> String {
+    match &attachment.cache {
+        Some(cache) if cache.dirty_bytes > 0 && cache.set_aside.is_none() => {
+            format!("{} bytes", cache.dirty_bytes)
+        }
+        _ => "no".into(),
+    }
+}
+
+/// What will not go there by itself.
+fn aside(attachment: &Attachment) -> String {
+    let kept = attachment.kept_aside.iter();
+    let kept: Vec<_> = kept
+        .map(|aside| format!("{} bytes in {}", aside.dirty_bytes, aside.path.display()))
+        .collect();
+    if kept.is_empty() {
+        return "no".into();
+    }
+    format!("{} (see `dyskctl staging`)", kept.join(", "))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 mod account;
 mod attach;
 mod copy;
+mod credential;
 mod detach;
 mod error;
 mod list;
@@ -18,6 +19,7 @@ mod provision;
 mod resize;
 mod serve;
 mod snapshot;
+mod staging;
 mod target;
 mod version;
 
@@ -84,6 +86,8 @@ enum Command {
     Attach(attach::Options),
     /// Take a device from the kernel and give the volume back
     Detach(detach::Options),
+    /// Have an attachment use other credentials, from now on
+    Credential(credential::Options),
     /// Show what is attached
     List,
     /// Show one attachment in full
@@ -97,6 +101,9 @@ enum Command {
     /// Take, list and delete snapshots of a volume
     #[command(subcommand)]
     Snapshot(snapshot::Command),
+    /// Show unflushed writes left on this node, put them back or drop them
+    #[command(subcommand)]
+    Staging(staging::Command),
     /// Export a volume to NBD clients, without daemon or kernel
     Serve(serve::Options),
     /// Show the versions of dyskctl and dyskd
@@ -150,12 +157,14 @@ async fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         Command::Attach(options) => attach::run(global, options).await,
         Command::Detach(options) => detach::run(global, options).await,
+        Command::Credential(options) => credential::run(global, options).await,
         Command::List => list::run(global).await,
         Command::Status(options) => list::status(global, options).await,
         Command::Create(options) => provision::create(global, options).await,
         Command::Delete(options) => provision::delete(global, options).await,
         Command::Resize(options) => resize::run(global, options).await,
         Command::Snapshot(command) => snapshot::run(global, command).await,
+        Command::Staging(command) => staging::run(global, command),
         Command::Serve(options) => serve::run(global, options).await,
         Command::Version => version::run(global).await,
     }

@@ -10,7 +10,7 @@ use super::error::CliError;
 use crate::blob::Checksum;
 use crate::node::policy::Policy;
 use crate::size::ByteSize;
-use crate::volume::Caching;
+use crate::volume::{Caching, Recover};
 
 #[derive(Debug, Args)]
 pub struct PolicyOptions {
@@ -29,6 +29,9 @@ pub struct PolicyOptions {
     /// Wait this long for somebody else's lease to end
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
     wait: Duration,
+    /// Old unflushed writes: set-aside, discard or force
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
+    recover: Option<RecoverArg>,
     /// Checksum on writes and reads: off, md5 or crc64
     #[arg(long, value_enum, default_value = "off", hide_possible_values = true)]
     integrity: IntegrityArg,
@@ -39,6 +42,13 @@ enum CachingArg {
     None,
     ReadOnly,
     ReadWrite,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RecoverArg {
+    SetAside,
+    Discard,
+    Force,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -60,7 +70,24 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
+/// The line that says that `volume` waits for somebody else's lease.
+pub fn waits_for(volume: &str, policy: &Policy) -> String {
+    let millis = i64::try_from(policy.wait_ms).unwrap_or(i64::MAX);
+    let wait = jiff::SignedDuration::from_millis(millis);
+    format!("{volume}: leased elsewhere: waiting up to {wait:#} for the lease to end")
+}
+
 impl PolicyOptions {
+    /// What to do with unflushed writes that are found.
+    pub fn recover(&self) -> Recover {
+        match self.recover {
+            None => Recover::Replay,
+            Some(RecoverArg::SetAside) => Recover::SetAside,
+            Some(RecoverArg::Discard) => Recover::Discard,
+            Some(RecoverArg::Force) => Recover::Force,
+        }
+    }
+
     /// The policy.
     ///
     /// # Errors

@@ -14,8 +14,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::account::AccountOptions;
-use super::error::CliError;
-use super::policy::PolicyOptions;
+use super::error::{CliError, note};
+use super::policy::{PolicyOptions, waits_for};
 use super::target::Target;
 use super::{Global, Output, output};
 use crate::blob::LeaseId;
@@ -23,7 +23,7 @@ use crate::device::BlockDevice;
 use crate::nbd::server::Server;
 use crate::nbd::transmission::Stop;
 use crate::node::NodeError;
-use crate::node::account::open_blob;
+use crate::node::account::{open_blob, pace};
 use crate::node::policy::Staging;
 use crate::volume::{Budget, DEFAULT_STAGING_DIR, OpenOptions, Volume};
 
@@ -72,14 +72,29 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
     .map_err(CliError::failed)?;
     let (_, blob) = open_blob(&target.account, &target.container, &target.blob).await?;
     let address = blob.address().to_string();
-    let open = OpenOptions {
+    let (waiting, mut told) = watch::channel(false);
+    let mut open = OpenOptions {
         read_only: options.read_only,
         break_lease: options.break_lease,
+        waiting: Some(waiting),
+        pace: Some(pace(&target.account)),
         ..policy.open_options(LeaseId::random(), &staging())
+    };
+    open.staging.recover = options.policy.recover();
+    let opened = async {
+        let mut opening = std::pin::pin!(Volume::open(blob, open));
+        tokio::select! {
+            biased;
+            opened = &mut opening => return opened,
+            Ok(_) = told.wait_for(|waiting| *waiting) => {
+                note(&waits_for(&address, &policy));
+            }
+        }
+        opening.await
     };
     let volume = tokio::select! {
         // Dropped half way, it releases a lease that it took.
-        opened = Volume::open(blob, open) => opened.map_err(NodeError::from)?,
+        opened = opened => opened.map_err(NodeError::from)?,
         () = signals.next() => return Err(CliError::interrupted("interrupted before it served")),
     };
     serve(global, server, volume, &address, signals).await

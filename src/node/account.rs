@@ -1,10 +1,13 @@
 //! From an account as a request names it to a handle that can be asked.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::api::{AccountSpec, ErrorCode};
 use super::error::NodeError;
-use crate::blob::{Account, AccountConfig, PageBlob};
+use crate::blob::{Account, AccountConfig, Credential, PageBlob};
+use crate::volume::AccountPace;
 
 /// Bound on one attempt at a request of control size (lease, properties).
 pub const ATTEMPT_DEADLINE: Duration = crate::volume::DEFAULT_ATTEMPT_DEADLINE;
@@ -31,29 +34,50 @@ pub async fn open(spec: &AccountSpec) -> Result<Account, NodeError> {
 
 fn open_blocking(spec: AccountSpec) -> Result<Account, NodeError> {
     let bad = |text: String| NodeError::new(ErrorCode::BadAccount, text);
-    let loaded = spec.credential.0.load().map_err(|e| bad(e.to_string()))?;
-    if let Some(owner) = loaded.account.as_deref().filter(|o| *o != spec.name) {
-        return Err(bad(format!(
-            "the credentials are those of account {owner}, not of {}: name the right secret",
-            spec.name
-        )));
-    }
-    let credential = loaded.credentials.into_iter().next().ok_or_else(|| {
-        bad(format!(
-            "no credentials for account {}: the source is empty",
-            spec.name
-        ))
-    })?;
-    Account::new(AccountConfig {
+    let credentials = load(&spec)?;
+    let account = Account::new(AccountConfig {
         name: spec.name,
         endpoint: spec.endpoint,
-        credential,
+        credential: Credential::Anonymous,
         ca_file: spec.ca_file,
         connect_timeout: CONNECT_TIMEOUT,
         max_connections: MAX_CONNECTIONS,
         idle_timeout: IDLE_TIMEOUT,
     })
-    .map_err(|error| bad(error.to_string()))
+    .map_err(|error| bad(error.to_string()))?;
+    account.set_credentials(credentials, spec.credential.0);
+    Ok(account)
+}
+
+fn load(spec: &AccountSpec) -> Result<Vec<Credential>, NodeError> {
+    let bad = |text: String| NodeError::new(ErrorCode::BadAccount, text);
+    let loaded = spec.credential.0.load().map_err(|e| bad(e.to_string()))?;
+    loaded.of(&spec.name).map_err(bad)
+}
+
+/// Has `account`, that of `spec`, use what its credential source holds now.
+///
+/// # Errors
+/// As [`open`]; the old credentials then stay.
+pub async fn replace_credential(account: &Account, spec: &AccountSpec) -> Result<(), NodeError> {
+    let (name, source) = (spec.clone(), spec.credential.0.clone());
+    let credentials = tokio::task::spawn_blocking(move || load(&name))
+        .await
+        .map_err(|error| NodeError::internal(format!("cannot read credentials: {error}")))??;
+    account.set_credentials(credentials, source);
+    Ok(())
+}
+
+/// What all volumes of this process on the account of `spec` share, because
+/// its limits are theirs together.
+#[must_use]
+pub fn pace(spec: &AccountSpec) -> AccountPace {
+    static PACES: Mutex<BTreeMap<(String, String), AccountPace>> = Mutex::new(BTreeMap::new());
+    let endpoint = spec.endpoint.trim_end_matches('/').to_ascii_lowercase();
+    let mut paces = PACES.lock().unwrap_or_else(PoisonError::into_inner);
+    // As many as accounts were used, each of a few hundred bytes.
+    let pace = paces.entry((endpoint, spec.name.clone())).or_default();
+    pace.clone()
 }
 
 /// [`open`] and the handle on one blob.

@@ -7,6 +7,7 @@
 //! | `GET /v1/attachments` | 200 and an [`AttachmentList`] |
 //! | `GET /v1/attachments/NAME` | 200 and the [`Attachment`] |
 //! | `DELETE /v1/attachments/NAME[?force=true]` | 200 and a [`Detached`] |
+//! | `PUT /v1/attachments/NAME/credential` with a [`CredentialChange`] | 200 and the [`Attachment`] |
 //! | `GET /v1/version` | 200 and a [`Version`] |
 //! | `GET /v1/health` | 200 and a [`Health`] |
 //!
@@ -24,7 +25,7 @@ use super::name::AttachmentName;
 use super::policy::Policy;
 use crate::blob::source::CredentialSource;
 use crate::blob::vhd::Layout;
-use crate::volume::Caching;
+use crate::volume::{CacheStatus, Caching, Recover, SetAside, Throttled};
 
 /// Where `dyskd` keeps its socket and records.
 pub const RUN_DIR: &str = "/run/dysk";
@@ -120,6 +121,10 @@ pub struct AttachRequest {
     /// Break somebody else's lease first.
     #[serde(default)]
     pub break_lease: bool,
+    /// What to do with unflushed writes that an earlier attach left on this
+    /// node. Of this attach alone: a restarted daemon takes up what is its own.
+    #[serde(default)]
+    pub recover: Recover,
     /// Create the blob first; it must not exist. Removed again when the attach fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub create: Option<NewDisk>,
@@ -136,6 +141,15 @@ impl AttachRequest {
     pub fn volume(&self) -> String {
         format!("{}/{}/{}", self.account.name, self.container, self.blob)
     }
+}
+
+/// Have an attachment use other credentials, from now on and after a restart
+/// of the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CredentialChange {
+    /// Where they come from. Paths are absolute, the daemon's.
+    pub credential: Secret,
 }
 
 /// Where an attachment is in its life; the table of transitions is in
@@ -206,14 +220,34 @@ pub struct Attachment {
     pub link: Option<PathBuf>,
     /// When the attach began.
     pub since: Timestamp,
-    /// The disk was taken by another holder: since when and why.
+    /// The disk was taken by another holder: since when, by whom as far as the
+    /// store tells, and the store's answer.
     pub fenced: Option<String>,
+    /// When that was noticed.
+    #[serde(default)]
+    pub fenced_since: Option<Timestamp>,
+    /// The cache, unless the mode is `none`.
+    #[serde(default)]
+    pub cache: Option<CacheStatus>,
+    /// Unflushed writes to this volume that are kept out of the way on this
+    /// node, until somebody drops them or puts them back.
+    #[serde(default)]
+    pub kept_aside: Vec<SetAside>,
     /// Finished requests of the kernel.
     pub completed: u64,
     /// Requests sent to the store.
     pub store_requests: u64,
     /// Requests under way.
     pub in_flight: u64,
+    /// Requests that the store refused because there were too many.
+    #[serde(default)]
+    pub refused: u64,
+    /// The store throttles, so requests wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<Throttled>,
+    /// The store refuses access and I/O waits: why, what to do, since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
 }
 
 /// The answer to a list.
@@ -252,6 +286,9 @@ pub struct Health {
     pub status: String,
     /// Attachments in any state.
     pub attachments: usize,
+    /// Those of them whose disk another holder has taken.
+    #[serde(default)]
+    pub fenced: usize,
 }
 
 /// What an attach is doing.
@@ -264,6 +301,8 @@ pub enum Stage {
     Creating,
     /// Lease, size, layout, fence.
     Opening,
+    /// Waiting for another holder's lease to end.
+    Waiting,
     /// Handing the disk to the kernel.
     Connecting,
     /// Taking back what was done.
@@ -276,6 +315,7 @@ impl std::fmt::Display for Stage {
             Self::Recording => "writing the record",
             Self::Creating => "creating the blob",
             Self::Opening => "opening the volume",
+            Self::Waiting => "waiting for another holder's lease to end",
             Self::Connecting => "connecting the device",
             Self::Undoing => "undoing a failed attach",
         })

@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::api::{Attachment, CONNECTIONS, NewDisk, Stage};
 use super::detach::{self, Effort};
-use super::entry::{Entry, Parts, Phase};
+use super::entry::{Entry, Parts, Phase, find_aside};
 use super::error::NodeError;
 use super::record::Record;
 use super::registry::{Registry, cancelled};
@@ -113,19 +113,23 @@ impl Task {
         }
 
         self.stage.send_replace(Stage::Opening);
-        let options = OpenOptions {
+        let mut options = OpenOptions {
             read_only: request.read_only,
             break_lease: request.break_lease,
+            pace: Some(account::pace(&request.account)),
             ..request.policy.open_options(lease, &shared.staging)
         };
-        let volume = Volume::open(blob, options).await?;
+        options.staging.recover = request.recover;
+        let volume = self.open(blob, options).await?;
         done.parts.volume = Some(volume.clone());
+        done.parts.aside = find_aside(request, &shared.staging).await;
         let status = volume.status();
         (record.size, record.layout) = (Some(status.size), Some(status.layout));
         shared.write(&record).await?;
         self.go_on()?;
 
         self.stage.send_replace(Stage::Connecting);
+        detach::tell_udev(&self.registry, &self.entry).await;
         let export = Export {
             id: self.entry.id.clone(),
             name: request.name.to_string(),
@@ -146,6 +150,26 @@ impl Task {
             })?;
         done.parts.link = Some(link);
         Ok(())
+    }
+
+    /// Opens the volume and tells while somebody else's lease is waited for.
+    async fn open(&self, blob: PageBlob, options: OpenOptions) -> Result<Arc<Volume>, NodeError> {
+        let (waiting, mut told) = watch::channel(false);
+        let options = OpenOptions {
+            waiting: Some(waiting),
+            ..options
+        };
+        let mut opening = std::pin::pin!(Volume::open(blob, options));
+        loop {
+            tokio::select! {
+                opened = &mut opening => return Ok(opened?),
+                Ok(()) = told.changed() => {
+                    let waits = *told.borrow_and_update();
+                    let stage = if waits { Stage::Waiting } else { Stage::Opening };
+                    self.stage.send_replace(stage);
+                }
+            }
+        }
     }
 
     fn go_on(&self) -> Result<(), NodeError> {

@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::api::{
-    AttachEvent, AttachRequest, Attachment, AttachmentList, Detached, ErrorAnswer, ErrorBody,
-    Health, Stage, Version,
+    AttachEvent, AttachRequest, Attachment, AttachmentList, CredentialChange, Detached,
+    ErrorAnswer, ErrorBody, Health, Stage, Version,
 };
 use super::name::AttachmentName;
 
@@ -121,6 +121,21 @@ impl Client {
     ) -> Result<Detached, ClientError> {
         let path = format!("/v1/attachments/{name}?force={force}");
         let answer = self.send(Method::DELETE, &path, Bytes::new()).await?;
+        self.finish(answer).await
+    }
+
+    /// Replaces an attachment's credentials.
+    ///
+    /// # Errors
+    /// [`ClientError`]; refused ones are not taken into use.
+    pub async fn replace_credential(
+        &self,
+        name: &AttachmentName,
+        change: &CredentialChange,
+    ) -> Result<Attachment, ClientError> {
+        let body = serde_json::to_vec(change).map_err(|e| self.broken(e))?;
+        let path = format!("/v1/attachments/{name}/credential");
+        let answer = self.send(Method::PUT, &path, body.into()).await?;
         self.finish(answer).await
     }
 

@@ -1,10 +1,7 @@
 //! The daemon as a whole: run directory, what was left behind, control API,
 //! clean stop.
 //!
-//! A clean stop detaches what nobody uses. What is in use is left as it is,
-//! with its record and its lease: the kernel holds its I/O until the next
-//! daemon takes it up, which loses nothing; disconnecting it would turn a
-//! mounted filesystem's next write into an error.
+//! See [`super::stop`] for what a clean stop does.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -14,25 +11,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 
-use super::api::{ErrorCode, RUN_DIR};
-use super::entry::{Entry, Phase};
+use super::api::RUN_DIR;
+use super::dysktab;
 use super::handover;
-use super::link::{LINK_DIR, Links};
+use super::link::{LINK_DIR, Links, Names};
 use super::policy::Staging;
 use super::record::Records;
 use super::recover::Inherited;
 use super::registry::Registry;
 use super::run_dir::{RunDir, RunDirError};
 use super::server::Server;
+use super::service::{self, Notifier, Service};
 use super::startup;
+use super::stop;
 use super::transport::Transport;
-use crate::device::BlockDevice;
-use crate::volume::{Budget, Volume};
-
-/// How long a stop waits for attaches to unwind and for detaches.
-const STOP_PATIENCE: Duration = Duration::from_secs(60);
+use crate::volume::Budget;
 
 /// How long a daemon that handed over may take to end.
 const OTHERS_END_PATIENCE: Duration = Duration::from_secs(10);
@@ -51,6 +45,8 @@ pub struct Config {
     pub cache_budget: u64,
     /// Take over from the daemon that runs in `run_dir`, if one does.
     pub takeover: bool,
+    /// The table of what is to be attached; none is fine.
+    pub dysktab: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -60,6 +56,7 @@ impl Default for Config {
             link_dir: LINK_DIR.into(),
             cache_budget: DEFAULT_CACHE_BUDGET,
             takeover: false,
+            dysktab: None,
         }
     }
 }
@@ -87,6 +84,9 @@ pub struct Daemon {
     server: Server,
     run_dir: RunDir,
     handed_over: oneshot::Receiver<()>,
+    notifier: Option<Arc<Notifier>>,
+    watchdog: Option<Duration>,
+    dysktab: Option<PathBuf>,
 }
 
 impl Daemon {
@@ -96,15 +96,36 @@ impl Daemon {
     /// # Errors
     /// [`DaemonError`]; nothing was changed.
     pub async fn start(config: Config, transport: Arc<dyn Transport>) -> Result<Self, DaemonError> {
+        Self::start_as(config, transport, Service::default()).await
+    }
+
+    /// As [`Daemon::start`], for a service manager: with the connections that
+    /// an earlier daemon left with it.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn start_as(
+        config: Config,
+        transport: Arc<dyn Transport>,
+        service: Service,
+    ) -> Result<Self, DaemonError> {
         let failed = |path: PathBuf| move |error| DaemonError::Io { path, error };
         let staging = Staging {
             dir: config.run_dir.join("staging"),
             budget: Budget::new(config.cache_budget),
         };
-        let (inherited, patience) = match config.takeover {
-            true => (take_over(&config, &staging).await, OTHERS_END_PATIENCE),
-            false => (HashMap::new(), Duration::ZERO),
-        };
+        let Service {
+            notifier,
+            watchdog,
+            received,
+        } = service;
+        let notifier = notifier.map(Arc::new);
+        let mut inherited = stored(received, notifier.clone()).await;
+        let mut patience = Duration::ZERO;
+        if config.takeover {
+            inherited.extend(take_over(&config, &staging).await);
+            patience = OTHERS_END_PATIENCE;
+        }
         let path = config.run_dir.clone();
         let claim = move || RunDir::claim_within(&path, patience);
         let run_dir = tokio::task::spawn_blocking(claim)
@@ -113,7 +134,13 @@ impl Daemon {
             .map_err(failed(config.run_dir.clone()))??;
         let records_dir = run_dir.records();
         let records = Records::open(records_dir.clone()).map_err(failed(records_dir.clone()))?;
-        let registry = Registry::new(transport, records, Links::new(config.link_dir), staging);
+        let registry = Registry::new(
+            transport,
+            records,
+            Links::new(config.link_dir),
+            Names::new(config.run_dir.join("udev")),
+            staging,
+        );
         startup::take_stock(&registry, inherited)
             .await
             .map_err(failed(records_dir))?;
@@ -132,6 +159,9 @@ impl Daemon {
             server,
             run_dir,
             handed_over,
+            notifier,
+            watchdog,
+            dysktab: config.dysktab,
         })
     }
 
@@ -149,15 +179,40 @@ impl Daemon {
             server,
             run_dir,
             handed_over,
+            notifier,
+            watchdog,
+            dysktab,
         } = self;
+        let socket = run_dir.socket();
+        if let Some(path) = dysktab {
+            tokio::spawn(dysktab::keep_attached(registry.clone(), path));
+        }
         // While it stops, it still tells what it does.
         let stopped = async {
             stop.await;
             tracing::info!("stopping");
-            stop_registry(&registry).await;
+            if let Some(notifier) = &notifier {
+                notifier.say("STOPPING=1");
+            }
+            stop::stop(&registry, notifier.as_ref()).await;
+        };
+        let told = async {
+            if let Some(notifier) = &notifier {
+                service::tell_ready(notifier, &registry, &socket).await;
+                service::tell_status(notifier, &registry).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let alive = async {
+            if let Some((notifier, limit)) = notifier.as_ref().zip(watchdog) {
+                service::watchdog(notifier, &socket, limit).await;
+            }
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = server.run(stopped) => tracing::info!("stopped"),
+            () = told => {}
+            () = alive => {}
             // Never, when its thread has ended.
             Ok(()) = handed_over => {
                 tracing::info!("another dyskd goes on");
@@ -184,66 +239,22 @@ async fn take_over(config: &Config, staging: &Staging) -> HashMap<String, Inheri
     })
 }
 
-async fn stop_registry(registry: &Registry) {
-    registry.begin_stop();
-    let settled = registry.wait_until(|table| {
-        !table.entries.values().any(|e| {
-            matches!(
-                e.phase,
-                Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)
-            )
-        })
+/// What an earlier daemon left with the service manager.
+async fn stored(
+    received: Vec<service::Received>,
+    notifier: Option<Arc<Notifier>>,
+) -> HashMap<String, Inherited> {
+    let work = move || Ok(service::take_up(received, notifier.as_deref()));
+    let taken = super::detach::blocking(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "stored connections are of no use: as after a crash");
+        HashMap::new()
     });
-    if tokio::time::timeout(STOP_PATIENCE, settled).await.is_err() {
-        tracing::error!("an attach or detach does not end; leaving its record");
-    }
-    let mut stops = JoinSet::new();
-    for entry in registry.entries() {
-        stops.spawn(stop_one(registry.clone(), entry));
-    }
-    while let Some(stopped) = stops.join_next().await {
-        if let Err(error) = stopped {
-            tracing::error!(%error, "stopping an attachment died");
-        }
-    }
-}
-
-async fn stop_one(registry: Registry, entry: Entry) {
-    let name = &entry.request.name;
-    let volume = entry.request.volume();
-    let parts = match &entry.phase {
-        Phase::Attached(parts) | Phase::Failed(parts, _) => parts.clone(),
-        Phase::Stale(_, reason) => {
-            tracing::warn!(%name, %volume, %reason, "left as it was found");
-            return;
-        }
-        Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_) => return,
+    let inherited = |parked| Inherited {
+        volume: None,
+        parked,
     };
-    let detach = registry.detach(name, false);
-    let reason = match tokio::time::timeout(STOP_PATIENCE, detach).await {
-        Ok(Ok(_)) => return,
-        Ok(Err(error)) if error.code == ErrorCode::NotAttached => return,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the store does not answer".into(),
-    };
-    if let Some(volume) = &parts.volume {
-        leave(volume).await;
-    }
-    let device = parts.device_path.clone().unwrap_or_default();
-    tracing::error!(
-        %name, %volume, device = %device.display(), %reason,
-        "left attached: its i/o waits for the next dyskd"
-    );
-}
-
-/// Leaves an open volume to the next daemon: everything acknowledged is
-/// durable, and the lease is not given back.
-async fn leave(volume: &Arc<Volume>) {
-    match tokio::time::timeout(STOP_PATIENCE, volume.flush()).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::error!(%error, "cannot flush"),
-        Err(_) => tracing::error!("cannot flush: the store does not answer"),
-    }
-    // Its end would release the lease; this process ends in its stead.
-    std::mem::forget(volume.clone());
+    taken
+        .into_iter()
+        .map(|(id, parked)| (id, inherited(parked)))
+        .collect()
 }

@@ -183,11 +183,26 @@ async fn close_volume(volume: &Volume, effort: &mut Effort) -> Result<(), NodeEr
 pub(super) async fn forget(registry: &Registry, entry: &Entry) {
     let name = &entry.request.name;
     let (records, gone) = (registry.0.records.clone(), name.clone());
+    let (names, id) = (registry.0.names.clone(), entry.id.clone());
+    if let Err(error) = blocking(move || names.remove(&id)).await {
+        tracing::warn!(%name, %error, "cannot remove the name that udev is told");
+    }
     if let Err(error) = blocking(move || records.remove(&gone)).await {
         // The next daemon will find that nothing is left of it.
         tracing::error!(%name, %error, "cannot remove the record");
     }
     registry.remove(name, &entry.id);
+}
+
+/// Lets udev know the name, for `/dev/dysk/NAME` and what waits for it. The
+/// daemon makes the link itself as well: there may be no udev.
+pub(super) async fn tell_udev(registry: &Registry, entry: &Entry) {
+    let (names, id) = (registry.0.names.clone(), entry.id.clone());
+    let name = entry.request.name.clone();
+    if let Err(error) = blocking(move || names.write(&id, &name)).await {
+        let name = &entry.request.name;
+        tracing::warn!(%name, %error, "udev is not told the name");
+    }
 }
 
 /// Runs file work away from the threads that serve disks.

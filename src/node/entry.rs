@@ -10,9 +10,10 @@ use tokio::sync::watch;
 
 use super::api::{AttachRequest, Attachment, CONNECTIONS, Detached, Stage, State};
 use super::error::NodeError;
+use super::policy::Staging;
 use super::transport::Device;
 use crate::blob::LeaseId;
-use crate::volume::Volume;
+use crate::volume::{SetAside, Volume, VolumeStatus, kept_aside};
 
 #[derive(Clone)]
 pub(super) struct Entry {
@@ -66,9 +67,57 @@ pub(super) struct Parts {
     pub device_path: Option<PathBuf>,
     /// The link to it.
     pub link: Option<PathBuf>,
+    /// Unflushed writes of before, kept out of the way.
+    pub aside: Vec<SetAside>,
+}
+
+impl Parts {
+    /// What is kept aside now: of before, and since.
+    fn kept_aside(&self, status: Option<&VolumeStatus>) -> Vec<SetAside> {
+        let since = status.and_then(|status| status.cache.as_ref()?.set_aside.as_ref());
+        let mut kept = self.aside.clone();
+        kept.extend(since.filter(|since| !self.aside.contains(since)).cloned());
+        // Dropped or put back meanwhile.
+        kept.retain(|aside| aside.path.exists());
+        kept
+    }
+}
+
+/// The unflushed writes of the request's volume that are kept out of the way.
+pub(super) async fn find_aside(request: &AttachRequest, staging: &Staging) -> Vec<SetAside> {
+    let own = request.policy.staging_dir.clone();
+    let folder = own.unwrap_or_else(|| staging.dir.clone());
+    let volume = request.volume();
+    let look = {
+        let folder = folder.clone();
+        super::detach::blocking(move || kept_aside(&folder, &volume))
+    };
+    look.await.unwrap_or_else(|error| {
+        tracing::warn!(
+            "cannot look for unflushed writes in {}: {error}",
+            folder.display()
+        );
+        Vec::new()
+    })
 }
 
 impl Entry {
+    /// Another holder has taken its volume.
+    pub fn is_fenced(&self) -> bool {
+        let parts = match &self.phase {
+            Phase::Attaching { .. } => return false,
+            Phase::Recovering(Recovering { parts, .. })
+            | Phase::Detaching(Detaching { parts, .. })
+            | Phase::Attached(parts)
+            | Phase::Failed(parts, _)
+            | Phase::Stale(parts, _) => parts,
+        };
+        parts
+            .volume
+            .as_ref()
+            .is_some_and(|volume| volume.is_fenced())
+    }
+
     /// The entry as the API shows it.
     pub fn view(&self) -> Attachment {
         let none = Arc::new(Parts::default());
@@ -110,9 +159,15 @@ impl Entry {
             link: parts.link.clone().filter(|_| linked),
             since: self.since,
             fenced: status.as_ref().and_then(|s| s.fenced.clone()),
+            fenced_since: status.as_ref().and_then(|s| s.fenced_since),
+            kept_aside: parts.kept_aside(status.as_ref()),
+            cache: status.as_ref().and_then(|s| s.cache.clone()),
             completed: status.as_ref().map_or(0, |s| s.completed),
             store_requests: status.as_ref().map_or(0, |s| s.store_requests),
             in_flight: status.as_ref().map_or(0, |s| s.in_flight),
+            refused: status.as_ref().map_or(0, |s| s.refused),
+            throttled: status.as_ref().and_then(|s| s.throttled.clone()),
+            blocked: status.as_ref().and_then(|s| s.blocked.clone()),
         }
     }
 

@@ -280,9 +280,9 @@ async fn take_back(volume: &Arc<Volume>) {
     }
 }
 
-type Served = (String, Arc<dyn super::transport::Device>, Arc<Volume>);
+pub(super) type Served = (String, Arc<dyn super::transport::Device>, Arc<Volume>);
 
-fn served(entry: &Entry) -> Option<Served> {
+pub(super) fn served(entry: &Entry) -> Option<Served> {
     let Phase::Attached(parts) = &entry.phase else {
         return None;
     };
@@ -304,6 +304,12 @@ async fn park_all(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
         let name = &busy.request.name;
         return Err(io::Error::other(format!("{name} is on its way: try again")));
     }
+    park(entries).await
+}
+
+/// Parks what is served of `entries`; what the store keeps busy for too long
+/// is left out.
+pub(super) async fn park(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
     let mut parking = JoinSet::new();
     for (id, device, volume) in entries.iter().filter_map(served) {
         parking.spawn(async move {
@@ -349,11 +355,11 @@ pub(super) async fn take_over(
         let staging = staging.clone();
         opening.spawn(async move { (id, parked, open_again(&record, &staging, true).await) });
     }
-    let mut inherited = HashMap::new();
+    let mut inherited = Vec::new();
     let mut failure = None;
     while let Some(opened) = opening.join_next().await {
         match opened.map_err(io::Error::other)? {
-            (id, parked, Ok(volume)) => drop(inherited.insert(id, Inherited { volume, parked })),
+            (id, parked, Ok(volume)) => inherited.push((id, volume, parked)),
             (_, _, Err(error)) => failure = Some(io::Error::other(error.to_string())),
         }
     }
@@ -362,19 +368,21 @@ pub(super) async fn take_over(
         None => on_thread(move || agree(&peer)).await,
     };
     match agreed {
-        Ok(()) => {
-            for inherited in inherited.values() {
-                inherited.volume.go_on();
-            }
-            Ok(inherited)
-        }
+        Ok(()) => Ok(inherited
+            .into_iter()
+            .map(|(id, volume, parked)| {
+                volume.go_on();
+                let volume = Some(volume);
+                (id, Inherited { volume, parked })
+            })
+            .collect()),
         Err(error) => {
-            for (_, inherited) in inherited {
-                if let Err(error) = inherited.volume.let_go().await {
+            for (_, volume, _) in inherited {
+                if let Err(error) = volume.let_go().await {
                     tracing::error!(%error, "a staging file is not given back");
                 }
                 // The lease is the other one's, or its successor's.
-                std::mem::forget(inherited.volume);
+                std::mem::forget(volume);
             }
             Err(error)
         }

@@ -52,6 +52,16 @@ impl Links {
         Ok(path)
     }
 
+    /// udev makes the same link, but relative.
+    fn leads_to(&self, target: &Path, device: &Path) -> bool {
+        let folder = fs::canonicalize(&self.dir);
+        folder.is_ok_and(|folder| {
+            target
+                .strip_prefix("..")
+                .is_ok_and(|rest| folder.parent().is_some_and(|dev| dev.join(rest) == device))
+        })
+    }
+
     /// Removes the link of `name` unless it points at another device.
     ///
     /// # Errors
@@ -59,11 +69,44 @@ impl Links {
     pub fn remove(&self, name: &AttachmentName, device: &Path) -> io::Result<()> {
         let path = self.path(name);
         match fs::read_link(&path) {
-            Ok(target) if target == device => remove(&path),
+            Ok(target) if target == device || self.leads_to(&target, device) => remove(&path),
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Files that tell udev what is attached as what: `DYSK_NAME=NAME` in a file
+/// named for the attachment's id, which is the device's `backend` in sysfs.
+/// All methods block.
+#[derive(Clone, Debug)]
+pub struct Names {
+    dir: PathBuf,
+}
+
+impl Names {
+    /// Files in `dir`, which is made with the first of them.
+    #[must_use]
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Writes the file of `id`; one that is there is replaced.
+    ///
+    /// # Errors
+    /// As the file system has it.
+    pub fn write(&self, id: &str, name: &AttachmentName) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)?;
+        fs::write(self.dir.join(id), format!("DYSK_NAME={name}\n"))
+    }
+
+    /// Removes the file of `id`; one that is gone is fine.
+    ///
+    /// # Errors
+    /// As the file system has it.
+    pub fn remove(&self, id: &str) -> io::Result<()> {
+        remove(&self.dir.join(id))
     }
 }
 
@@ -91,6 +134,14 @@ mod tests {
         assert!(fs::symlink_metadata(&path).is_ok());
         links.remove(&name, new).expect("remove");
         links.remove(&name, new).expect("again");
+        assert!(fs::symlink_metadata(&path).is_err());
+        let device = temp.path().join("nbd3");
+        symlink("../nbd3", &path).expect("udev makes it so");
+        links
+            .remove(&name, Path::new("/dev/nbd3"))
+            .expect("another");
+        assert!(fs::symlink_metadata(&path).is_ok());
+        links.remove(&name, &device).expect("ours");
         assert!(fs::symlink_metadata(&path).is_err());
         fs::write(&path, "data").expect("write");
         assert!(links.make(&name, new).is_err());

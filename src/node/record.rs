@@ -129,6 +129,15 @@ impl Records {
         self.sync()
     }
 
+    /// The record of `name`.
+    ///
+    /// # Errors
+    /// As the file system has it; [`io::ErrorKind::InvalidData`] when it is no
+    /// record.
+    pub fn get(&self, name: &AttachmentName) -> io::Result<Record> {
+        read(&self.path(name)).map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))
+    }
+
     /// Removes the record; one that is gone is fine.
     ///
     /// # Errors
@@ -220,6 +229,7 @@ pub(super) mod tests {
             policy: Policy::default(),
             connections: None,
             break_lease: false,
+            recover: crate::volume::Recover::default(),
             create: None,
             reuse: false,
         }

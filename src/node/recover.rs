@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use super::account;
 use super::api::CONNECTIONS;
 use super::detach;
-use super::entry::{Detaching, Entry, Parts, Phase, Recovering};
+use super::entry::{Detaching, Entry, Parts, Phase, Recovering, find_aside};
 use super::error::NodeError;
 use super::policy::Staging;
 use super::record::{Record, this_boot};
@@ -75,10 +75,12 @@ pub(super) fn begin(registry: &Registry, record: Record, inherited: Option<Inher
     tokio::spawn(recovery.run());
 }
 
-/// What a running daemon handed over: its volume, opened again here, and its
-/// connections.
+/// What an earlier daemon handed over.
+#[derive(Default)]
 pub(super) struct Inherited {
-    pub volume: Arc<Volume>,
+    /// The volume, where it is open here already.
+    pub volume: Option<Arc<Volume>>,
+    /// The connections.
     pub parked: Vec<Parked>,
 }
 
@@ -157,14 +159,17 @@ impl Recovery {
         self.parts.device_path = Some(device.path().to_owned());
         // Not served; what a detach needs if this is given up.
         self.parts.device = Some(device);
-        let (volume, parked) = match self.inherited.take() {
-            Some(Inherited { volume, parked }) => (volume, parked),
+        let Inherited { volume, parked } = self.inherited.take().unwrap_or_default();
+        let volume = match volume {
+            Some(volume) => volume,
             None => match self.open().await {
-                Ok(volume) => (volume, Vec::new()),
+                Ok(volume) => volume,
                 Err(GivenUp) => return End::GivenUp,
             },
         };
         self.parts.volume = Some(volume.clone());
+        let staging = &self.registry.0.staging;
+        self.parts.aside = find_aside(&self.record.request, staging).await;
         match self.serve(volume, parked).await {
             Some(device) => self.parts.device = Some(device),
             None => {
@@ -203,7 +208,17 @@ impl Recovery {
         }
     }
 
+    /// The request as it is by now: its credential may have been replaced.
+    fn learn_request(&mut self) {
+        if let Ok(entry) = self.registry.entry(&self.record.request.name)
+            && entry.id == self.record.id
+        {
+            self.record.request = (*entry.request).clone();
+        }
+    }
+
     async fn open_once(&mut self) -> Result<Result<Arc<Volume>, NodeError>, GivenUp> {
+        self.learn_request();
         let (record, mut cancelled) = (self.record.clone(), self.cancelled.clone());
         let staging = self.registry.0.staging.clone();
         let work = async move {
@@ -259,11 +274,13 @@ impl Recovery {
     /// served already, so a failure is told and no more.
     async fn link(&mut self) {
         let name = self.record.request.name.clone();
+        detach::tell_udev(&self.registry, &self.entry).await;
         let Some(device) = self.parts.device_path.clone() else {
             return;
         };
         if self.record.device.as_ref() != Some(&device) {
             self.record.device = Some(device.clone());
+            self.learn_request();
             if let Err(error) = self.registry.0.write(&self.record).await {
                 tracing::error!(%name, %error, "the record does not name the device");
             }
@@ -314,6 +331,7 @@ pub(super) async fn open_again(
         read_only: request.read_only,
         resume: true,
         hold_back,
+        pace: Some(account::pace(&request.account)),
         ..request.policy.open_options(lease, staging)
     };
     let known = record.size.zip(record.layout);

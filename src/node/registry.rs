@@ -27,7 +27,7 @@ use super::admission;
 use super::api::{AttachRequest, Attachment, Detached, ErrorCode, Stage};
 use super::entry::{Detaching, Entry, Parts, Phase};
 use super::error::NodeError;
-use super::link::Links;
+use super::link::{Links, Names};
 use super::name::AttachmentName;
 use super::policy::Staging;
 use super::record::{Record, Records};
@@ -45,6 +45,7 @@ pub(super) struct Shared {
     pub transport: Arc<dyn Transport>,
     pub records: Records,
     pub links: Links,
+    pub names: Names,
     pub staging: Staging,
     table: Mutex<Table>,
     /// Poked at every change of a phase.
@@ -111,12 +112,14 @@ impl Registry {
         transport: Arc<dyn Transport>,
         records: Records,
         links: Links,
+        names: Names,
         staging: Staging,
     ) -> Self {
         Self(Arc::new(Shared {
             transport,
             records,
             links,
+            names,
             staging,
             table: Mutex::default(),
             changed: watch::Sender::new(()),
@@ -276,15 +279,34 @@ impl Registry {
     /// # Errors
     /// [`ErrorCode::NotAttached`].
     pub fn get(&self, name: &AttachmentName) -> Result<Attachment, NodeError> {
-        let entry = self.0.lock().entries.get(name).cloned();
-        entry.map(|e| e.view()).ok_or_else(|| unknown(name))
+        Ok(self.entry(name)?.view())
     }
 
-    /// How many attachments there are, and whether the daemon is stopping.
+    /// The entry of `name`.
+    pub(super) fn entry(&self, name: &AttachmentName) -> Result<Entry, NodeError> {
+        let entry = self.0.lock().entries.get(name).cloned();
+        entry.ok_or_else(|| unknown(name))
+    }
+
+    /// Puts another request into the entry `id`; says whether it is there.
+    pub(super) fn set_request(
+        &self,
+        name: &AttachmentName,
+        id: &str,
+        request: Arc<AttachRequest>,
+    ) -> bool {
+        let mut table = self.0.lock();
+        let entry = table.entries.get_mut(name).filter(|e| e.id == id);
+        entry.map(|entry| entry.request = request).is_some()
+    }
+
+    /// How many attachments there are, how many of them are fenced, and whether
+    /// the daemon is stopping.
     #[must_use]
-    pub fn health(&self) -> (usize, bool) {
+    pub fn health(&self) -> (usize, usize, bool) {
         let table = self.0.lock();
-        (table.entries.len(), table.stopping)
+        let fenced = table.entries.values().filter(|entry| entry.is_fenced());
+        (table.entries.len(), fenced.count(), table.stopping)
     }
 
     /// Moves the entry `id` to `phase`, unless it is another one by now.
@@ -387,6 +409,11 @@ impl Registry {
     /// The entries now.
     pub(super) fn entries(&self) -> Vec<Entry> {
         self.0.lock().entries.values().cloned().collect()
+    }
+
+    /// What `look` sees in the table now.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Table) -> T) -> T {
+        look(&self.0.lock())
     }
 
     /// Waits until the table satisfies `condition`.

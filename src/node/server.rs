@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -167,13 +168,14 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
             },
         )),
         Some("health") if method == Method::GET => {
-            let (attachments, stopping) = registry.health();
+            let (attachments, fenced, stopping) = registry.health();
             let status = if stopping { "stopping" } else { "ok" }.into();
             Ok(json(
                 StatusCode::OK,
                 &Health {
                     status,
                     attachments,
+                    fenced,
                 },
             ))
         }
@@ -187,6 +189,19 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
         }
         Some("version" | "health") => wrong_method("GET"),
         Some("attachments") => wrong_method("GET, POST"),
+        Some(rest) if rest.ends_with("/credential") => {
+            let name = rest.strip_prefix("attachments/");
+            match name.and_then(|rest| rest.strip_suffix("/credential")) {
+                Some(name) if method == Method::PUT => {
+                    let name = parse(name)?;
+                    let change = read(request).await?;
+                    let attachment = registry.replace_credential(&name, change).await?;
+                    Ok(json(StatusCode::OK, &attachment))
+                }
+                Some(_) => wrong_method("PUT"),
+                None => Err(no_such_path(&path)),
+            }
+        }
         Some(rest) => match rest.strip_prefix("attachments/") {
             Some(name) if method == Method::GET => {
                 Ok(json(StatusCode::OK, &registry.get(&parse(name)?)?))
@@ -238,7 +253,7 @@ fn flag(query: &str, name: &str) -> Result<bool, NodeError> {
     Ok(value)
 }
 
-async fn read(request: Request<Incoming>) -> Result<AttachRequest, NodeError> {
+async fn read<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, NodeError> {
     let body = Limited::new(request.into_body(), MAX_BODY).collect();
     let body = tokio::time::timeout(REQUEST_TIMEOUT, body)
         .await

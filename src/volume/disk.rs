@@ -12,6 +12,7 @@ use super::Volume;
 use super::io::{Change, LARGEST_PIECE};
 use super::store::PageStore;
 use crate::blob::Range;
+use crate::caller::unless_gone;
 use crate::device::{BlockDevice, DeviceError, Extent, Geometry, PAGE, ReadData};
 
 /// The largest payload taken in one request: what clients assume when they do
@@ -28,7 +29,7 @@ impl<S: PageStore> Volume<S> {
         &self,
         work: impl Future<Output = Result<T, DeviceError>>,
     ) -> Result<T, DeviceError> {
-        let _inside = self.gate.enter().ok_or(DeviceError::Shutdown)?;
+        let inside = self.gate.enter().ok_or(DeviceError::Shutdown)?;
         if let Some(fenced) = self.io.standing.fenced() {
             return Err(self.io.fenced(&fenced));
         }
@@ -38,7 +39,9 @@ impl<S: PageStore> Volume<S> {
             result = work => result,
             _ = abandoned.wait_for(|abandoned| *abandoned) => Err(DeviceError::Shutdown),
         };
-        self.completed.fetch_add(1, Ordering::Relaxed);
+        // In this order nobody counts it twice, as under way and as completed.
+        drop(inside);
+        self.completed.fetch_add(1, Ordering::Release);
         result
     }
 
@@ -149,7 +152,8 @@ impl<S: PageStore> BlockDevice for Volume<S> {
                 return Ok(ReadData::new());
             }
             let pages = whole_pages_around(range);
-            let data = self.read_pages(pages).await?;
+            // Nothing of a read can come late.
+            let data = unless_gone(self.read_pages(pages)).await??;
             if pages == range {
                 return Ok(data);
             }
@@ -173,7 +177,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
                 return self.write_cached(cache, range, data, fua).await;
             }
             let pages = whole_pages_around(range);
-            let _locked = self.locks.lock(pages).await;
+            let _locked = unless_gone(self.locks.lock(pages)).await?;
             if pages == range {
                 self.write_pages(offset, data).await
             } else {
@@ -188,7 +192,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
     async fn flush(&self) -> Result<(), DeviceError> {
         self.request(async {
             match &self.cache {
-                Some(cache) => self.flush_cached(cache).await,
+                Some(cache) => unless_gone(self.flush_cached(cache)).await?,
                 None => Ok(()),
             }
         })
@@ -205,7 +209,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
             if let Some(cache) = &self.cache {
                 return self.clear_cached(cache, body, fua).await;
             }
-            let _locked = self.locks.lock(body).await;
+            let _locked = unless_gone(self.locks.lock(body)).await?;
             self.io.change(&Change::Clear(body)).await
         })
         .await
@@ -228,7 +232,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
             if let Some(cache) = &self.cache {
                 return self.zero_cached(cache, range, fua).await;
             }
-            let _locked = self.locks.lock(whole_pages_around(range)).await;
+            let _locked = unless_gone(self.locks.lock(whole_pages_around(range))).await?;
             let (head, body, tail) = split(range);
             for edge in [head, tail] {
                 if !edge.is_empty() {
@@ -256,7 +260,8 @@ impl<S: PageStore> BlockDevice for Volume<S> {
                 Some(cache) => Some(self.dirty(cache, pages, MOST_RANGES as usize).await),
                 None => None,
             };
-            let mut filled = self.io.filled(pages, MOST_RANGES, RANGES_DEADLINE).await?;
+            let filled = self.io.filled(pages, MOST_RANGES, RANGES_DEADLINE);
+            let mut filled = unless_gone(filled).await??;
             if let Some((dirty, known_to)) = dirty {
                 filled.add(dirty, known_to);
             }

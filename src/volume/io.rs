@@ -1,7 +1,8 @@
 //! One page-aligned piece of I/O, from the first attempt to a settled outcome.
 //!
 //! This is the one place where writes are fenced and attempts repeated; below
-//! it nothing retries. What an outcome means is decided in [`super::judge`].
+//! it nothing retries. What an outcome means is decided in [`super::judge`],
+//! how fast attempts may follow each other in [`super::pace`].
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,11 +12,13 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::judge::{self, Verdict};
+use super::pace::{Pace, Permit};
 use super::standing::{Fenced, Standing};
 use super::store::PageStore;
 use super::trouble::Trouble;
 use crate::blob::retry::Backoff;
 use crate::blob::{Attempt, Checksum, Conditions, LeaseId, Range, StorageError};
+use crate::caller::unless_gone;
 use crate::device::{DeviceError, ReadData};
 
 /// The most that one Put Page takes, and the most that one read asks for.
@@ -49,6 +52,14 @@ impl Change {
         match self {
             Self::Put { offset, data } => Range::at(*offset, data.len() as u64),
             Self::Clear(range) => *range,
+        }
+    }
+
+    /// Bytes that it moves.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Put { data, .. } => data.len() as u64,
+            Self::Clear(_) => 0,
         }
     }
 }
@@ -98,6 +109,7 @@ pub struct Io<S> {
     /// Requests sent to the store.
     pub(super) requests: AtomicU64,
     pub(super) trouble: Trouble,
+    pub(super) pace: Pace,
 }
 
 impl<S: PageStore> Io<S> {
@@ -118,7 +130,7 @@ impl<S: PageStore> Io<S> {
     /// As [`Io::read`] and [`Io::change`].
     pub async fn read_to_change(&self, range: Range) -> Result<ReadData, DeviceError> {
         let read = async {
-            let owed = self.standing.nothing_owed().await;
+            let owed = unless_gone(self.standing.nothing_owed()).await?;
             owed.map_err(|fenced| self.fenced(&fenced))?;
             self.read_settled(range).await
         };
@@ -127,22 +139,25 @@ impl<S: PageStore> Io<S> {
 
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
-        let mut pace = Pace::default();
+        let mut pauses = Pauses::default();
         loop {
+            let permit = self.permit(range.len(), pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
             let attempt = self
                 .blob
                 .get_range(range, self.integrity, &Conditions::default(), deadline)
                 .await;
+            permit.settle(&attempt);
             match attempt {
                 Ok(read) => {
+                    self.standing.blockage.lifted();
                     let mut data = ReadData::new();
                     read.pieces.into_iter().for_each(|piece| data.push(piece));
                     return Ok(data);
                 }
                 Err(error) => {
                     let verdict = judge::read(&error);
-                    self.recover_read(verdict, &error, &mut pace).await?;
+                    self.recover_read(verdict, &error, &mut pauses).await?;
                 }
             }
         }
@@ -158,10 +173,12 @@ impl<S: PageStore> Io<S> {
         most: u32,
         deadline: Duration,
     ) -> Result<Filled, DeviceError> {
-        let mut pace = Pace::default();
+        let mut pauses = Pauses::default();
         loop {
+            let permit = self.permit(0, pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
             let attempt = self.blob.page_ranges(within, most, deadline).await;
+            permit.settle(&attempt);
             match attempt {
                 Ok(page) => {
                     let last = page.filled.last().map_or(within.start, |range| range.end);
@@ -177,7 +194,7 @@ impl<S: PageStore> Io<S> {
                 }
                 Err(error) => {
                     let verdict = judge::read(&error);
-                    self.recover_read(verdict, &error, &mut pace).await?;
+                    self.recover_read(verdict, &error, &mut pauses).await?;
                 }
             }
         }
@@ -187,12 +204,12 @@ impl<S: PageStore> Io<S> {
         &self,
         verdict: Verdict,
         error: &StorageError,
-        pace: &mut Pace,
+        pauses: &mut Pauses,
     ) -> Result<(), DeviceError> {
         match verdict {
             Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
-                self.trouble.waiting(error, "reading again");
-                pace.pause(verdict, error).await;
+                self.waits(verdict, error, "reading again");
+                unless_gone(pauses.pause(verdict, error)).await?;
                 match self.standing.fenced() {
                     Some(fenced) => Err(self.fenced(&fenced)),
                     None => Ok(()),
@@ -202,11 +219,34 @@ impl<S: PageStore> Io<S> {
         }
     }
 
+    /// Waits until a request that moves `bytes` may be sent.
+    async fn permit(&self, bytes: u64, again: bool) -> Result<Permit, DeviceError> {
+        if let Some(permit) = self.pace.at_once(bytes) {
+            return Ok(permit);
+        }
+        tokio::select! {
+            biased;
+            fenced = self.standing.fence_fallen() => Err(self.fenced(&fenced)),
+            permit = self.pace.permit_for(bytes, again) => Ok(permit),
+        }
+    }
+
+    /// Says what is waited for.
+    fn waits(&self, verdict: Verdict, error: &StorageError, then: &str) {
+        if verdict == Verdict::Blocked {
+            self.trouble.blocked(error);
+            self.standing.blockage.because(error);
+        } else {
+            self.trouble.waiting(error, then);
+        }
+    }
+
     /// Makes `change`, whose range the caller has locked, and answers once it
     /// is committed.
     ///
     /// # Errors
-    /// The volume is fenced, or what waiting cannot mend; see [`judge::write`].
+    /// The volume is fenced, what waiting cannot mend (see [`judge::write`]),
+    /// or the caller has gone while nothing was under way.
     pub async fn change(&self, change: &Change) -> Result<(), DeviceError> {
         let range = change.range();
         self.within_deadline("write", range, self.change_settled(change))
@@ -241,16 +281,19 @@ impl<S: PageStore> Io<S> {
     }
 
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
-        let mut pace = Pace::default();
+        let mut pauses = Pauses::default();
         loop {
-            let unsettled = self
-                .standing
-                .begin()
-                .await
+            // Before the bound is drawn: what only waits here is owed to nobody.
+            let permit = unless_gone(self.permit(change.bytes(), pauses.again())).await??;
+            let unsettled = unless_gone(self.standing.begin())
+                .await?
                 .map_err(|fenced| self.fenced(&fenced))?;
-            let error = match self.attempt(change, unsettled.less_than()).await {
+            let attempt = self.attempt(change, unsettled.less_than()).await;
+            permit.settle(&attempt);
+            let error = match attempt {
                 Ok(()) => {
                     unsettled.settle();
+                    self.standing.blockage.lifted();
                     return Ok(());
                 }
                 Err(error) => error,
@@ -262,28 +305,28 @@ impl<S: PageStore> Io<S> {
                         .waiting(&error, "outcome unknown, raising the fence");
                     let bound = unsettled.bound();
                     // Until the raise is certain, `unsettled` stands for the
-                    // write that may still happen.
-                    let raised = self.standing.raise_past(bound).await;
+                    // write that may still happen; left here, it is a debt.
+                    let raised = unless_gone(self.standing.raise_past(bound)).await?;
                     if raised.is_ok() {
                         unsettled.settle();
-                        pace.pause(verdict, &error).await;
+                        unless_gone(pauses.pause(verdict, &error)).await?;
                     }
                     raised
                 }
                 Verdict::Refence => {
                     let bound = unsettled.bound();
                     unsettled.settle();
-                    self.standing.raise_past(bound).await
+                    unless_gone(self.standing.raise_past(bound)).await?
                 }
                 Verdict::ConfirmLease => {
                     unsettled.settle();
                     self.trouble.waiting(&error, "confirming the lease");
-                    self.standing.confirm_lease().await
+                    unless_gone(self.standing.confirm_lease()).await?
                 }
                 Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                     unsettled.settle();
-                    self.trouble.waiting(&error, "writing again");
-                    pace.pause(verdict, &error).await;
+                    self.waits(verdict, &error, "writing again");
+                    unless_gone(pauses.pause(verdict, &error)).await?;
                     Ok(())
                 }
                 Verdict::Gone => {
@@ -347,12 +390,25 @@ impl<S: PageStore> Io<S> {
 
 /// The pauses of one request.
 #[derive(Default)]
-struct Pace {
+struct Pauses {
     backoff: Option<Backoff>,
+    slowed: bool,
+    attempts: u32,
 }
 
-impl Pace {
+impl Pauses {
+    /// Counts an attempt; says whether there was one before.
+    fn again(&mut self) -> bool {
+        self.attempts = self.attempts.saturating_add(1);
+        self.attempts > 1
+    }
+
     async fn pause(&mut self, verdict: Verdict, error: &StorageError) {
+        // The first time it is the pace that says when: the request goes to the
+        // head of its queue. One that is refused over and over stands back.
+        if verdict == Verdict::SlowDown && !std::mem::replace(&mut self.slowed, true) {
+            return;
+        }
         let first = match verdict {
             Verdict::SlowDown => THROTTLED_PAUSE,
             Verdict::Blocked => BLOCKED_PAUSE,

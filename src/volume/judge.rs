@@ -65,6 +65,12 @@ pub fn read(error: &StorageError) -> Verdict {
     }
 }
 
+/// The store refuses access, whatever is asked: a person has to mend that.
+#[must_use]
+pub fn is_blocked(error: &StorageError) -> bool {
+    error.effect() == Effect::NotApplied && not_applied(error) == Verdict::Blocked
+}
+
 fn not_applied(error: &StorageError) -> Verdict {
     match error.advice() {
         Advice::Retry => Verdict::Replay,
@@ -128,6 +134,8 @@ mod tests {
             (status(403, "AuthorizationFailure"), Verdict::Blocked),
             (status(404, "BlobNotFound"), Verdict::Gone),
             (status(416, "InvalidPageRange"), Verdict::Failed),
+            (status(400, "Md5Mismatch"), Verdict::Replay),
+            (status(400, "Crc64Mismatch"), Verdict::Replay),
         ] {
             assert_eq!(write(&failure), verdict, "{failure}");
         }

@@ -14,12 +14,13 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
+use super::judge;
 use super::standing::Standing;
 use super::store::PageStore;
 use crate::blob::retry::Backoff;
-use crate::blob::{Conditions, LeaseId, SequenceNumber, StorageError};
+use crate::blob::{Conditions, LeaseId, LeaseState, SequenceNumber, StorageError};
 
 /// Seconds for which a lease is taken: the longest finite one there is.
 pub const LEASE_SECONDS: u32 = 60;
@@ -29,12 +30,13 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
+static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
+
 /// The runtime of the keepers' own thread, started at first use.
 ///
 /// # Errors
 /// The thread or its runtime could not be made.
 pub fn runtime() -> std::io::Result<Handle> {
-    static RUNTIME: Mutex<Option<Handle>> = Mutex::new(None);
     let mut slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(handle) = &*slot {
         return Ok(handle.clone());
@@ -46,6 +48,19 @@ pub fn runtime() -> std::io::Result<Handle> {
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     *slot = Some(handle.clone());
     Ok(handle)
+}
+
+/// Returns once the keepers' thread has done something: at once, when it is
+/// well or there is none yet.
+pub async fn answers() {
+    let runtime = {
+        let slot = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.clone()
+    };
+    if let Some(runtime) = runtime {
+        // It can neither panic nor be aborted.
+        runtime.spawn(async {}).await.ok();
+    }
 }
 
 /// A lease that is being kept; dropped unreleased, it is released in the
@@ -212,9 +227,15 @@ async fn keep<S: PageStore>(
             continue;
         };
         match step {
-            Ok(()) => backoff.reset(),
+            Ok(()) => {
+                standing.blockage.lifted();
+                backoff.reset();
+            }
             Err(error) if doubtful => info!("{error}: asking for the lease"),
             Err(error) => {
+                if judge::is_blocked(&error) {
+                    standing.blockage.because(&error);
+                }
                 warn!("{error}: trying again");
                 tokio::select! {
                     biased;
@@ -224,8 +245,32 @@ async fn keep<S: PageStore>(
             }
         }
     }
+    if standing.fenced().is_some() {
+        look(&blob, &standing).await;
+    }
     if let Some(fenced) = standing.fenced() {
-        warn!("{}: fenced for good: {}", blob.address(), fenced.reason);
+        error!("{}: fenced for good {fenced}", blob.address());
+    }
+}
+
+/// What the state of a lease that is not ours any more tells of its holder.
+pub(super) fn whose(lease: LeaseState) -> &'static str {
+    match lease {
+        LeaseState::Leased => "another holder has the lease",
+        LeaseState::Breaking | LeaseState::Broken => "the lease was broken and nobody has taken it",
+        LeaseState::Available | LeaseState::Expired => {
+            "another holder had the lease and has it no more"
+        }
+    }
+}
+
+/// Asks once who has the blob now that it is not ours. The store names no
+/// holder: what can be told is whether there is one.
+async fn look<S: PageStore>(blob: &S, standing: &Standing) {
+    match blob.properties(ATTEMPT).await {
+        Ok(seen) => standing.found(whose(seen.lease_state)),
+        Err(error) if error.is_not_found() => standing.found("the blob is gone"),
+        Err(error) => info!("{error}: not known who has the lease"),
     }
 }
 

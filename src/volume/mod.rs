@@ -5,6 +5,7 @@
 //! (bound by [`standing`], judged by [`judge`], repeated) to one Put Page. The
 //! [`keeper`] renews the lease and raises the sequence number beside it.
 
+mod blockage;
 mod cache;
 mod copy;
 mod create;
@@ -16,6 +17,7 @@ mod io;
 mod judge;
 mod keeper;
 mod open;
+mod pace;
 mod patience;
 mod range_lock;
 mod snapshot;
@@ -31,8 +33,9 @@ use serde::{Deserialize, Serialize};
 
 use cache::Cache;
 pub use cache::{
-    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Recover, SetAside, StagingFile,
-    StagingFiles, StagingInfo, StagingOptions, System, discard_staging, inspect_staging,
+    Budget, CacheStatus, DEFAULT_CACHE_SIZE, DEFAULT_STAGING_DIR, Leftover, LeftoverState, Recover,
+    SetAside, StagingFile, StagingFiles, StagingInfo, StagingOptions, System, discard_staging,
+    inspect_staging, kept_aside, list_staging, restore_staging,
 };
 pub use copy::{Copied, CopyPlan, copy};
 pub use create::{LARGEST_BLOB, check_size, create, create_with, delete};
@@ -40,6 +43,8 @@ use gate::Gate;
 pub use grow::{Disk, grow, inspect};
 use io::Io;
 use keeper::Keeper;
+pub use keeper::answers as keepers_answer;
+pub use pace::{AccountPace, Pace, Permit, Throttled};
 use range_lock::RangeLock;
 pub use snapshot::{
     Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
@@ -47,7 +52,7 @@ pub use snapshot::{
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
-use crate::blob::{Checksum, LeaseId, PageBlob, StorageError};
+use crate::blob::{Account, Checksum, LeaseId, PageBlob, StorageError};
 
 /// Azure's names for what a disk may cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -90,17 +95,28 @@ pub struct OpenOptions {
     pub attempt_deadline: Duration,
     /// For how long to wait for somebody else's lease to end.
     pub wait: Duration,
+    /// Told while that is being waited for.
+    pub waiting: Option<tokio::sync::watch::Sender<bool>>,
     /// After this long one request's waiting for the store ends in EIO; never,
     /// when `None`.
     pub io_deadline: Option<Duration>,
     /// Checksum on every write sent and read received.
     pub integrity: Checksum,
+    /// What it shares with the account's other volumes; `None` for a limit of
+    /// its own.
+    pub pace: Option<AccountPace>,
     /// Where the lease is kept; `None` for the keepers' own thread. A
     /// simulation puts its one runtime here.
     pub keeper: Option<tokio::runtime::Handle>,
 }
 
 impl OpenOptions {
+    fn tell_waiting(&self, waiting: bool) {
+        if let Some(told) = &self.waiting {
+            told.send_if_modified(|now| std::mem::replace(now, waiting) != waiting);
+        }
+    }
+
     /// Read and write, uncached, under the fresh lease `lease`, waiting for
     /// nobody and for ever for the store.
     #[must_use]
@@ -115,8 +131,10 @@ impl OpenOptions {
             lease,
             attempt_deadline: DEFAULT_ATTEMPT_DEADLINE,
             wait: Duration::ZERO,
+            waiting: None,
             io_deadline: None,
             integrity: Checksum::Off,
+            pace: None,
             keeper: None,
         }
     }
@@ -163,14 +181,26 @@ pub struct VolumeStatus {
     pub size: u64,
     /// How the disk lies in its blob.
     pub layout: Layout,
-    /// The lease is lost for good: why and since when, in words.
+    /// The lease is lost for good: why, since when and to whom as far as the
+    /// store tells, in words.
     pub fenced: Option<String>,
+    /// When that was noticed.
+    pub fenced_since: Option<jiff::Timestamp>,
     /// Finished reads, writes, flushes, trims and zeroes.
     pub completed: u64,
     /// Requests for data sent to the store.
     pub store_requests: u64,
     /// Requests under way.
     pub in_flight: u64,
+    /// Requests that the store refused because there were too many.
+    #[serde(default)]
+    pub refused: u64,
+    /// The store throttles, so requests wait here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<Throttled>,
+    /// The store refuses access and I/O waits: why, what to do, since when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked: Option<String>,
     /// The cache, unless the mode is [`Caching::None`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheStatus>,
@@ -190,6 +220,14 @@ pub struct Volume<S: PageStore = PageBlob> {
     /// Set to give up on everything under way.
     abandoned: tokio::sync::watch::Sender<bool>,
     keeper: Mutex<Option<Keeper<S>>>,
+}
+
+impl Volume {
+    /// The account it is in.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        self.io.blob.account()
+    }
 }
 
 impl<S: PageStore> Volume<S> {
@@ -238,19 +276,26 @@ impl<S: PageStore> Volume<S> {
     /// Its state now; never waits for the store.
     #[must_use]
     pub fn status(&self) -> VolumeStatus {
+        let fenced = self.io.standing.fenced();
         VolumeStatus {
             size: self.size,
             layout: self.layout,
-            fenced: self
-                .io
-                .standing
-                .fenced()
-                .map(|fenced| fenced.reason.clone()),
-            completed: self.completed.load(Ordering::Relaxed),
+            fenced: fenced.as_ref().map(ToString::to_string),
+            fenced_since: fenced.as_ref().map(|fenced| fenced.since),
+            completed: self.completed.load(Ordering::Acquire),
             store_requests: self.io.requests.load(Ordering::Relaxed),
             in_flight: self.gate.count(),
+            refused: self.io.pace.refused(),
+            throttled: self.io.pace.throttled(),
+            blocked: self.io.standing.blockage.describe(),
             cache: self.cache.as_ref().map(|cache| cache.status()),
         }
+    }
+
+    /// Another holder has taken it, for good.
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.io.standing.fenced().is_some()
     }
 
     /// Waits until no request is under way.

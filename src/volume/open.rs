@@ -38,8 +38,9 @@ use crate::blob::{
 };
 use crate::device::PAGE;
 
-/// Between two looks at somebody else's lease.
-const WAIT_PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks at somebody else's lease: what a dead node's disk is away
+/// for beyond its lease.
+const WAIT_PAUSE: Duration = Duration::from_millis(250);
 /// Looks at a blob that changes between look and acquire, before that counts
 /// as somebody else's lease.
 const MOST_LOOKS: u32 = 3;
@@ -145,6 +146,9 @@ async fn renew<S: PageStore>(blob: &S, options: &OpenOptions) -> Result<(), Open
         return Err(error.into());
     }
     let mut reason = error.to_string();
+    if let Ok(seen) = blob.properties(deadline).await {
+        reason = format!("{}: {reason}", keeper::whose(seen.lease_state));
+    }
     if let Some(aside) = cache::withdraw(blob.address(), options).await {
         let (bytes, path) = (aside.dirty_bytes, aside.path.display());
         reason = format!("{reason}: {bytes} bytes of unflushed writes kept in {path}");
@@ -173,6 +177,7 @@ async fn acquire<S: PageStore>(
     let mut told = false;
     loop {
         let Err(error) = acquire_now(blob, options, &seen, held).await else {
+            options.tell_waiting(false);
             return Ok(seen);
         };
         let changed = error.status() == Some(412) && error.code() == "ConditionNotMet";
@@ -196,6 +201,7 @@ async fn acquire<S: PageStore>(
                     "{}: leased elsewhere, waiting up to {wait:?}",
                     blob.address()
                 );
+                options.tell_waiting(true);
                 told = true;
             }
             tokio::time::sleep(WAIT_PAUSE).await;
@@ -445,6 +451,7 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         integrity: options.integrity,
         requests: AtomicU64::new(0),
         trouble: Trouble::default(),
+        pace: options.pace.clone().unwrap_or_default().join(),
     }
 }
 

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::blockage::Blockage;
 use crate::blob::StorageError;
 
 /// By how much a write's bound may exceed the number that the blob is known to
@@ -38,11 +39,17 @@ pub struct Fenced {
     pub reason: String,
     /// When it was noticed.
     pub since: jiff::Timestamp,
+    /// What the store said of the blob and its lease right after that.
+    pub found: Option<&'static str>,
 }
 
 impl fmt::Display for Fenced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (since {:.0})", self.reason, self.since)
+        write!(f, "since {:.0}: ", self.since)?;
+        if let Some(found) = self.found {
+            write!(f, "{found}: ")?;
+        }
+        f.write_str(&self.reason)
     }
 }
 
@@ -62,6 +69,8 @@ struct State {
 #[derive(Debug)]
 pub struct Standing {
     state: watch::Sender<State>,
+    /// The store refuses access, for now.
+    pub blockage: Blockage,
 }
 
 /// What the keeper has to do next.
@@ -96,6 +105,7 @@ impl Standing {
         };
         Self {
             state: watch::Sender::new(state),
+            blockage: Blockage::default(),
         }
     }
 
@@ -184,15 +194,41 @@ impl Standing {
         self.state.borrow().fenced.clone()
     }
 
+    /// Waits for the fence to fall.
+    pub async fn fence_fallen(&self) -> Arc<Fenced> {
+        loop {
+            if let Err(fenced) = self.wait(|_| false).await {
+                return fenced;
+            }
+        }
+    }
+
     /// Ends all writing for good. The first reason stays.
     pub fn fence(&self, reason: String) {
         self.state.send_if_modified(|state| {
             let first = state.fenced.is_none();
             if first {
                 let since = jiff::Timestamp::now();
-                state.fenced = Some(Arc::new(Fenced { reason, since }));
+                state.fenced = Some(Arc::new(Fenced {
+                    reason,
+                    since,
+                    found: None,
+                }));
             }
             first
+        });
+    }
+
+    /// Adds to the fence what the store said of the blob after it had fallen.
+    pub(super) fn found(&self, found: &'static str) {
+        self.state.send_if_modified(|state| {
+            let Some(fenced) = &state.fenced else {
+                return false;
+            };
+            let mut fenced = Fenced::clone(fenced);
+            fenced.found = Some(found);
+            state.fenced = Some(Arc::new(fenced));
+            true
         });
     }
 

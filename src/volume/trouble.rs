@@ -18,6 +18,7 @@ struct Heard {
 #[derive(Debug, Default)]
 pub struct Trouble {
     waits: Mutex<Heard>,
+    blocks: Mutex<Heard>,
     failures: Mutex<Heard>,
 }
 
@@ -39,6 +40,14 @@ impl Trouble {
     pub fn waiting(&self, cause: &dyn std::fmt::Display, then: &str) {
         if let Some(unsaid) = due(&self.waits) {
             warn!(unsaid, "{cause}: {then}");
+        }
+    }
+
+    /// An attempt was refused access; it will be repeated until a person has
+    /// mended that.
+    pub fn blocked(&self, cause: &dyn std::fmt::Display) {
+        if let Some(unsaid) = due(&self.blocks) {
+            error!(unsaid, "i/o is blocked: {cause}");
         }
     }
 

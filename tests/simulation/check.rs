@@ -1,7 +1,7 @@
 //! Judges a history: is there an order of its writes that explains every read,
 //! and what was left after each death?
 //!
-//! Here a history becomes what each cell saw of it; [`crate::register`] judges
+//! Here a history becomes what each cell saw of it; [`crate::timelines`] judges
 //! one cell.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use dysk::volume::Caching;
 
 use crate::plan::{Cells, Io};
-use crate::register::{Timelines, Touch};
+use crate::register::Touch;
+use crate::timelines::Timelines;
 
 /// What may have become of unflushed writes when a volume is opened anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,7 +78,8 @@ impl Sessions {
     /// A write is in the store before it is acknowledged.
     fn through(&self, session: u32, io: Io) -> bool {
         let fua = match io {
-            Io::Write(_, fua) | Io::Zero(_, fua) => fua,
+            // A trim too may be undone by what a disk still has of older writes.
+            Io::Write(_, fua) | Io::Zero(_, fua) | Io::Trim(_, fua) => fua,
             _ => true,
         };
         fua || self.caching(session) != Caching::ReadWrite
@@ -316,7 +318,8 @@ mod tests {
             let values = PAGE.iter().map(|cell| (cell, value)).collect();
             [begin(step, 1, Io::Read(PAGE)), Event::Done { step, values }]
         };
-        let overtaken = [&staged(1)[..], &lost, &staged(2)].concat();
+        let before = [&staged(1)[..], &staged(5), &flush(6)].concat();
+        let overtaken = [&before[..], &lost, &staged(2)].concat();
         assert!(verdict(&[&overtaken, &mine(20, 3)]).is_ok());
         assert!(verdict(&[&overtaken, &mine(20, 2)]).is_err());
         assert!(verdict(&[&overtaken, &flush(20)]).is_err());

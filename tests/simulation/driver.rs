@@ -9,7 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use dysk::blob::StorageError;
@@ -20,13 +20,14 @@ use rand::rngs::SmallRng;
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
-use crate::blob::Blob;
+use crate::awake::Awake;
 use crate::check::{Event, Loss};
-use crate::ending::footer;
+use crate::ending::blob;
+use crate::falls::Line;
 use crate::fate::generator;
 use crate::outcome::{Outcome, Tally};
 use crate::plan::{Action, GiveUp, NODES, Opening, Plan, Profile, Step};
-use crate::session::{Held, Session, close_all, lease_text, open, request};
+use crate::session::{Held, Session, close_all, open, request};
 use crate::store::SimStore;
 use crate::world::{Fall, Sabotage, SharedWorld, World, lock};
 
@@ -34,6 +35,8 @@ use crate::world::{Fall, Sabotage, SharedWorld, World, lock};
 /// within this time, waiting for other nodes' leases included.
 pub const SETTLES_WITHIN: Duration = Duration::from_secs(300);
 pub const LEASE: Duration = Duration::from_secs(60);
+/// In one instant; far more than a full queue takes.
+const MOST_POLLS: u32 = 100_000;
 /// Requests that a host has under way at once: more would make no history
 /// stranger, and judging it slow.
 const QUEUE_DEPTH: usize = 8;
@@ -73,27 +76,12 @@ pub fn run(plan: &Plan, sabotage: Option<Sabotage>, traced: bool) -> Outcome {
     }))
 }
 
-pub fn blob(plan: &Plan) -> Blob {
-    let mut data = vec![0; plan.pages as usize * 512];
-    if plan.vhd {
-        data.extend_from_slice(&footer(plan));
-    }
-    Blob::new(data, plan.lease_first)
-}
-
 #[derive(Default)]
 pub enum Node {
     #[default]
     Empty,
     Opening,
     Open(Session),
-}
-
-/// The last holder, and what may have become of its unflushed writes.
-pub struct Line {
-    session: u32,
-    node: usize,
-    loss: Loss,
 }
 
 enum Ended {
@@ -103,10 +91,10 @@ enum Ended {
 }
 
 /// A step under way.
-struct Task {
-    step: u32,
-    node: usize,
-    session: Option<Session>,
+pub struct Task {
+    pub step: u32,
+    pub node: usize,
+    pub session: Option<Session>,
     /// The volume was fenced before this began.
     fenced: bool,
     future: Pin<Box<dyn Future<Output = Ended> + Send>>,
@@ -115,29 +103,17 @@ struct Task {
     drop_at: Option<Duration>,
 }
 
-struct Awake {
-    ready: AtomicBool,
-    driver: Arc<Notify>,
-}
-
-impl Wake for Awake {
-    fn wake(self: Arc<Self>) {
-        self.ready.store(true, Ordering::Relaxed);
-        self.driver.notify_one();
-    }
-}
-
 pub struct Driver<'a> {
     pub world: SharedWorld,
     pub plan: &'a Plan,
     choice: SmallRng,
     woken: Arc<Notify>,
     pub nodes: [Node; NODES],
-    tasks: Vec<Task>,
+    pub tasks: Vec<Task>,
     /// Steps that follow cuts, and when.
-    following: Vec<(Duration, Step)>,
+    pub following: Vec<(Duration, Step)>,
     /// What the daemons that fell held.
-    fallen: [Option<Held>; NODES],
+    pub fallen: [Option<Held>; NODES],
     /// How many moments each node had to die in.
     points: [u32; NODES + 1],
     /// Who opened the volume last.
@@ -146,7 +122,7 @@ pub struct Driver<'a> {
     pub held: BTreeMap<u32, Held>,
     pub caching: BTreeMap<u32, Caching>,
     pub events: Vec<(Duration, Event)>,
-    tally: Tally,
+    pub tally: Tally,
 }
 
 impl<'a> Driver<'a> {
@@ -182,8 +158,12 @@ impl<'a> Driver<'a> {
     async fn carry_out(&mut self) -> Result<(), String> {
         let plan = self.plan;
         let mut steps = plan.steps.iter().peekable();
+        let (mut instant, mut polls) = (Duration::ZERO, 0);
         loop {
             let now = self.now();
+            if now != instant {
+                (instant, polls) = (now, 0);
+            }
             self.follow_cuts(now);
             let due = self.following.iter().position(|(at, _)| *at <= now);
             if let Some(at) = due {
@@ -197,6 +177,11 @@ impl<'a> Driver<'a> {
             }
             self.lose_patience(now);
             if let Some(task) = self.pick(now) {
+                polls += 1;
+                if polls > MOST_POLLS {
+                    let step = self.tasks[task].step;
+                    return Err(format!("#{step} and others go round at {now:?} for ever"));
+                }
                 self.poll(task)?;
                 if self.choice.random_range(0..4) == 0 {
                     tokio::task::yield_now().await;
@@ -294,7 +279,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn give_up(&mut self, at: usize, why: &str) {
+    pub fn give_up(&mut self, at: usize, why: &str) {
         let task = self.tasks.swap_remove(at);
         self.record(Event::Ended {
             step: task.step,
@@ -412,98 +397,6 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Takes note of daemons that fell at a point of their own.
-    fn follow_cuts(&mut self, now: Duration) {
-        let fallen = std::mem::take(&mut lock(&self.world).fallen);
-        for cut in fallen {
-            self.fall(cut.node, cut.fall);
-            let then = cut.then.into_iter();
-            self.following
-                .extend(then.map(|(after, step)| (now + after, step)));
-        }
-    }
-
-    /// The node's daemon is no more, and with a power cut all it had in memory.
-    fn fall(&mut self, node: usize, fall: Fall) {
-        match &self.nodes[node] {
-            Node::Open(session) => {
-                self.fallen[node] = Some(session.held);
-                if !session.sound() {
-                    self.lose(node, Loss::Perhaps);
-                }
-            }
-            Node::Opening => {
-                let opening = self
-                    .tasks
-                    .iter()
-                    .find(|task| task.node == node && task.session.is_none());
-                self.fallen[node] = opening.map(|task| self.held[&task.step]);
-            }
-            Node::Empty => {}
-        }
-        {
-            let mut world = lock(&self.world);
-            world.note(format_args!("node {node}: {fall:?}"));
-            world.bury(node);
-            world.frozen_until[node] = Duration::ZERO;
-        }
-        while let Some(at) = self.tasks.iter().position(|task| task.node == node) {
-            // One that was closing may have been fenced before.
-            let closing = self.tasks[at].session.as_ref();
-            if closing.is_some_and(|session| !session.sound()) {
-                self.lose(node, Loss::Perhaps);
-            }
-            self.give_up(at, "crashed");
-        }
-        self.nodes[node] = Node::Empty;
-        let mut world = lock(&self.world);
-        world.disks[node].lock().expect("whole").unlock();
-        if fall == Fall::PowerCut {
-            world.lose_power(node);
-            drop(world);
-            let loss = match self.plan.disk {
-                true => Loss::Anything,
-                false => Loss::Unflushed,
-            };
-            self.lose(node, loss);
-            // Its lease is in nobody's memory either.
-            self.fallen[node] = None;
-        }
-    }
-
-    /// What the last holder has on this node may be lost so.
-    fn lose(&mut self, node: usize, loss: Loss) {
-        if let Some(line) = self.line.as_mut().filter(|line| line.node == node) {
-            line.loss = line.loss.max(loss);
-        }
-    }
-
-    /// What a session sees of its predecessor's unflushed writes.
-    fn inherits(&self, session: u32, node: usize) -> Loss {
-        let Some(line) = &self.line else {
-            return Loss::Nothing;
-        };
-        if self.caching[&line.session] != Caching::ReadWrite {
-            return Loss::Nothing;
-        }
-        if line.node != node {
-            return Loss::Unflushed;
-        }
-        let world = lock(&self.world);
-        let granted = |session: &u32| {
-            let lease = lease_text(self.held[session].lease);
-            world.blob.granted.get(&lease).copied()
-        };
-        let between = granted(&line.session)..granted(&session);
-        let others = world.openings.iter().any(|(on, opening)| {
-            *on != node && between.contains(&granted(opening)) && granted(opening).is_some()
-        });
-        line.loss.max(match others {
-            true => Loss::Perhaps,
-            false => Loss::Nothing,
-        })
-    }
-
     fn spawn(
         &mut self,
         step: &Step,
@@ -597,66 +490,6 @@ impl<'a> Driver<'a> {
                 }
                 Ok(())
             }
-        }
-    }
-
-    /// It stages, and so did its predecessor.
-    fn staged(&self, session: u32) -> bool {
-        let staged = |session| self.caching[session] == Caching::ReadWrite;
-        staged(&session) && self.line.as_ref().is_some_and(|line| staged(&line.session))
-    }
-
-    /// A volume that was closed in good order has flushed everything.
-    pub fn closed(&mut self, node: usize, session: &Session) {
-        let last = self
-            .line
-            .as_ref()
-            .is_some_and(|line| line.session == session.id && line.loss == Loss::Nothing);
-        if last && session.sound() {
-            self.record(Event::Closed {
-                session: session.id,
-            });
-        } else {
-            self.lose(node, Loss::Perhaps);
-        }
-    }
-
-    /// An error has to be one of the few that are promised.
-    fn justify(&mut self, session: &Session, error: &DeviceError) -> Result<(), String> {
-        match error {
-            DeviceError::Io(cause) if cause.starts_with("fenced: ") => {
-                self.tally.fenced += 1;
-                let lost = lock(&self.world)
-                    .blob
-                    .lost
-                    .contains(&lease_text(session.held.lease));
-                if lost {
-                    Ok(())
-                } else {
-                    Err("but the lease was never lost".into())
-                }
-            }
-            DeviceError::Io(cause) if cause.contains("within the i/o deadline") => {
-                if session.io_deadline {
-                    Ok(())
-                } else {
-                    Err("but there is no deadline".into())
-                }
-            }
-            DeviceError::Shutdown if session.ending.load(Ordering::Relaxed) => Ok(()),
-            _ => Err("which is not promised".into()),
-        }
-    }
-
-    /// A volume that closed well does not hold the lease any more, unless a
-    /// late acquire brought it back.
-    pub fn given_back(&self, session: &Session) -> Result<(), String> {
-        let world = lock(&self.world);
-        match world.blob.holder(world.now()) {
-            Some((id, false)) if id == lease_text(session.held.lease) && !self.plan.twins => Err(
-                format!("the volume of #{} closed and keeps its lease", session.id),
-            ),
-            _ => Ok(()),
         }
     }
 }

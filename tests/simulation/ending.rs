@@ -2,17 +2,20 @@
 //! what is left is looked at.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dysk::blob::vhd::{self, Layout};
+use dysk::device::DeviceError;
 use dysk::volume::{Caching, Recover};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::blob::Blob;
 use crate::check::{self, Event, Loss, Rank, Sessions};
 use crate::driver::{Driver, LEASE, Node, SETTLES_WITHIN};
 use crate::fate::Actor;
 use crate::plan::{Cells, Io, NODES, Opening, Plan};
-use crate::session::{Held, close_all, lease_text, open, request, values};
+use crate::session::{Held, Session, close_all, lease_text, open, request, values};
 use crate::store::SimStore;
 use crate::world::lock;
 
@@ -21,7 +24,55 @@ pub fn footer(plan: &Plan) -> [u8; vhd::FOOTER] {
     vhd::footer(u64::from(plan.pages) * 512, 7, [3; 16])
 }
 
+/// The blob of the plan, before anything happens.
+pub fn blob(plan: &Plan) -> Blob {
+    let mut data = vec![0; plan.pages as usize * 512];
+    if plan.vhd {
+        data.extend_from_slice(&footer(plan));
+    }
+    Blob::new(data, plan.lease_first)
+}
+
 impl Driver<'_> {
+    /// An error has to be one of the few that are promised.
+    pub fn justify(&mut self, session: &Session, error: &DeviceError) -> Result<(), String> {
+        match error {
+            DeviceError::Io(cause) if cause.starts_with("fenced: ") => {
+                self.tally.fenced += 1;
+                let lost = lock(&self.world)
+                    .blob
+                    .lost
+                    .contains(&lease_text(session.held.lease));
+                if lost {
+                    Ok(())
+                } else {
+                    Err("but the lease was never lost".into())
+                }
+            }
+            DeviceError::Io(cause) if cause.contains("within the i/o deadline") => {
+                if session.io_deadline {
+                    Ok(())
+                } else {
+                    Err("but there is no deadline".into())
+                }
+            }
+            DeviceError::Shutdown if session.ending.load(Ordering::Relaxed) => Ok(()),
+            _ => Err("which is not promised".into()),
+        }
+    }
+
+    /// A volume that closed well does not hold the lease any more, unless a
+    /// late acquire brought it back.
+    pub fn given_back(&self, session: &Session) -> Result<(), String> {
+        let world = lock(&self.world);
+        match world.blob.holder(world.now()) {
+            Some((id, false)) if id == lease_text(session.held.lease) && !self.plan.twins => Err(
+                format!("the volume of #{} closed and keeps its lease", session.id),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// Ends everything on a store that is well, and looks at what is left.
     pub async fn judge(&mut self) -> Result<(), String> {
         let well = self

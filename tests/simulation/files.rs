@@ -18,6 +18,7 @@ const SECTOR: usize = 512;
 const PAGE: u64 = 4096;
 /// The two headers of a staging file.
 const HEADERS: u64 = 2 * PAGE;
+const HEADER_SECTORS: usize = 16;
 
 /// A file's bytes, and what may be left of them after a power cut.
 #[derive(Debug, Default)]
@@ -29,6 +30,8 @@ struct Data {
     locked: Option<u32>,
     /// Room that was asked for.
     allocated: u64,
+    /// Durable writes so far; the first two make the file one.
+    made: u32,
 }
 
 impl Data {
@@ -55,9 +58,17 @@ impl Data {
     fn cut(&mut self, rng: &mut SmallRng) {
         self.locked = None;
         let stale = [0, 20, 50, 100][rng.random_range(0..4)];
+        // Headers are only ever synced, unless they are sabotaged: then it is
+        // an old one that is left, and whole.
+        let header = rng.random_range(0..usize::MAX);
         for (sector, versions) in std::mem::take(&mut self.unsynced) {
-            if rng.random_range(0..100) < stale {
-                let version = &versions[rng.random_range(0..versions.len())];
+            let in_header = sector < HEADER_SECTORS;
+            if in_header || rng.random_range(0..100) < stale {
+                let which = match in_header {
+                    true => header,
+                    false => rng.random_range(0..usize::MAX),
+                };
+                let version = &versions[which % versions.len()];
                 self.bytes[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(version);
             }
         }
@@ -274,8 +285,11 @@ impl StagingFile for SimFile {
 
     fn write_durably(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         self.write(bytes, at)?;
-        if !self.files.sabotaged(Sabotage::Sync) {
-            self.data().synced(at, bytes.len());
+        let sabotaged = self.files.sabotaged(Sabotage::Sync);
+        let mut data = self.data();
+        data.made += 1;
+        if data.made <= 2 || !sabotaged {
+            data.synced(at, bytes.len());
         }
         Ok(())
     }

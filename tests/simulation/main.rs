@@ -2,23 +2,29 @@
 //! in trouble and a clock that obeys, thousands of histories a minute; see
 //! `docs/simulation.md`.
 
+mod awake;
 mod blob;
 mod check;
 mod cuts;
 mod driver;
 mod ending;
+mod falls;
 mod fate;
 mod files;
+mod operation;
 mod outcome;
 mod plan;
 mod register;
 mod sabotage;
 mod scenarios;
 mod session;
+mod show;
 mod shrink;
 mod store;
+mod timelines;
 mod world;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::thread;
@@ -28,7 +34,7 @@ use outcome::Tally;
 use plan::{PROFILES, Plan};
 
 /// Seeds of each profile in the short form.
-const HISTORIES: u64 = 3000;
+const HISTORIES: u64 = 2000;
 /// A history takes milliseconds; one that takes this long has no end.
 const HANGS_AFTER: Duration = Duration::from_secs(120);
 
@@ -66,13 +72,15 @@ fn no_write_is_lost_comes_back_or_gets_in_from_the_wrong_node() {
         (tally.fenced, count / 20),
         (tally.troubled, count),
         (tally.late, count / 2),
+        (tally.inherited, count / 10),
+        (tally.bereft, count / 20),
     ] {
         assert!(what >= least, "{tally:?} in {count} histories");
     }
 }
 
-fn locked(failed: &Mutex<Vec<Plan>>) -> MutexGuard<'_, Vec<Plan>> {
-    failed.lock().expect("nothing panics with the list locked")
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().expect("nothing panics with the list locked")
 }
 
 /// Runs these seeds of every profile on all cores, until one fails.
@@ -80,6 +88,7 @@ fn run_all(seeds: std::ops::Range<u64>) -> (Tally, Option<Plan>) {
     let next = AtomicU64::new(seeds.start);
     let failed: Mutex<Vec<Plan>> = Mutex::new(Vec::new());
     let (done, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let running: Mutex<BTreeSet<(u64, String)>> = Mutex::default();
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let tally = thread::scope(|scope| {
         let work = || {
@@ -91,15 +100,18 @@ fn run_all(seeds: std::ops::Range<u64>) -> (Tally, Option<Plan>) {
                 }
                 for profile in PROFILES {
                     let plan = Plan::draw(profile, seed);
+                    let name = (seed, format!("{profile:?}"));
+                    locked(&running).insert(name.clone());
                     if shrink::failure(&plan, None, |outcome| tally.add(outcome.tally)).is_some() {
                         locked(&failed).push(plan);
                     }
+                    locked(&running).remove(&name);
                 }
                 done.fetch_add(1, Ordering::Relaxed);
             }
         };
         let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        scope.spawn(|| watch(&done, &next, &over));
+        scope.spawn(|| watch(&done, &running, &over));
         let tallies = workers
             .into_iter()
             .map(|worker| worker.join().expect("workers catch panics"));
@@ -114,7 +126,7 @@ fn run_all(seeds: std::ops::Range<u64>) -> (Tally, Option<Plan>) {
 }
 
 /// Ends the process when a history hangs without letting time pass.
-fn watch(done: &AtomicU64, next: &AtomicU64, over: &AtomicBool) {
+fn watch(done: &AtomicU64, running: &Mutex<BTreeSet<(u64, String)>>, over: &AtomicBool) {
     let (mut seen, mut since) = (0, Instant::now());
     while !over.load(Ordering::Relaxed) {
         thread::park_timeout(Duration::from_millis(50));
@@ -122,8 +134,9 @@ fn watch(done: &AtomicU64, next: &AtomicU64, over: &AtomicBool) {
         if now != seen {
             (seen, since) = (now, Instant::now());
         } else if since.elapsed() > HANGS_AFTER {
-            let next = next.load(Ordering::Relaxed);
-            eprintln!("a history hangs, of one of the last seeds before {next}");
+            for (seed, profile) in &*locked(running) {
+                eprintln!("DYSK_SIM_PROFILE={profile} DYSK_SIM_SEED={seed} hangs, perhaps");
+            }
             std::process::abort();
         }
     }

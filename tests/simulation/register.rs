@@ -13,9 +13,6 @@
 //! a moment. An unsettled write may also reach the store alone, under newer
 //! ones that are only cached. When a loss comes, what the store has becomes the
 //! value.
-//!
-//! A holder that was overtaken does not know it at first. It goes on in a
-//! timeline of its own, in which nothing reaches the store.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -92,130 +89,18 @@ struct Open {
     gave_up: Option<usize>,
 }
 
+/// A read under way.
 #[derive(Clone, Copy, Debug)]
-struct Read {
-    step: u32,
+pub struct Read {
+    pub step: u32,
     session: u32,
     bit: Bits,
-    value: u64,
+    pub value: u64,
 }
 
-/// The volume's timeline, and those of holders who missed that they were
-/// overtaken.
-pub struct Timelines<'a> {
-    sessions: &'a Sessions,
-    volume: Register<'a>,
-    overtaken: BTreeMap<u32, Register<'a>>,
-    /// All that the volume held since somebody was overtaken.
-    since: BTreeSet<u64>,
-    /// Who makes each request.
-    owner: BTreeMap<u32, u32>,
-}
-
-impl<'a> Timelines<'a> {
-    pub fn new(sessions: &'a Sessions) -> Self {
-        Self {
-            sessions,
-            volume: Register::new(sessions),
-            overtaken: BTreeMap::new(),
-            since: BTreeSet::new(),
-            owner: BTreeMap::new(),
-        }
-    }
-
-    /// Judges what one cell saw.
-    pub fn follow(&mut self, touches: &[Touch]) -> Result<(), String> {
-        let read: BTreeSet<u64> = touches
-            .iter()
-            .filter_map(|touch| match touch {
-                Touch::Read { value, .. } => Some(*value),
-                _ => None,
-            })
-            .collect();
-        for (at, touch) in touches.iter().enumerate() {
-            if let Touch::Opened { session, loss } = *touch {
-                self.fork(session, &touches[at..]);
-                self.volume.opened(session, loss);
-            } else {
-                let session = self.session(touch);
-                match self.overtaken.get_mut(&session) {
-                    None => self.volume.touch(touch, at, &read)?,
-                    Some(own) => {
-                        let result = own.touch(touch, at, &read);
-                        let from_store = match touch {
-                            // It missed in its cache.
-                            Touch::Answered { step } => own
-                                .reads
-                                .iter()
-                                .any(|read| read.step == *step && self.since.contains(&read.value)),
-                            _ => false,
-                        };
-                        if !from_store {
-                            result?;
-                        }
-                    }
-                }
-            }
-            if !self.overtaken.is_empty() {
-                self.volume.unfold();
-                self.since.extend(self.volume.values());
-            }
-        }
-        Ok(())
-    }
-
-    fn session(&mut self, touch: &Touch) -> u32 {
-        match *touch {
-            Touch::Write { step, session, .. }
-            | Touch::Read { step, session, .. }
-            | Touch::Flush { step, session } => {
-                self.owner.insert(step, session);
-                session
-            }
-            Touch::Written { step }
-            | Touch::GivenUp { step }
-            | Touch::Answered { step }
-            | Touch::Flushed { step } => self.owner[&step],
-            Touch::Opened { session, .. } | Touch::Closed { session } => session,
-        }
-    }
-
-    /// Gives holders who go on though `opened` has opened a timeline each.
-    fn fork(&mut self, opened: u32, rest: &[Touch]) {
-        let mut forks = BTreeSet::new();
-        for touch in rest {
-            let session = match touch {
-                Touch::Opened { .. } | Touch::Closed { .. } => continue,
-                Touch::Write { session, .. }
-                | Touch::Read { session, .. }
-                | Touch::Flush { session, .. } => *session,
-                Touch::Written { step }
-                | Touch::GivenUp { step }
-                | Touch::Answered { step }
-                | Touch::Flushed { step } => match self.owner.get(step) {
-                    Some(session) => *session,
-                    None => continue,
-                },
-            };
-            let ranks = &self.sessions.ranks;
-            let overtaken = ranks.get(&session) < ranks.get(&opened)
-                && self.sessions.caching(session) != Caching::None
-                && !self.overtaken.contains_key(&session);
-            if overtaken && session != opened {
-                forks.insert(session);
-            }
-        }
-        for session in forks {
-            self.volume.unfold();
-            let mut own = self.volume.clone();
-            own.overtaken(session);
-            self.overtaken.insert(session, own);
-        }
-    }
-}
-
+/// One timeline of a cell.
 #[derive(Clone)]
-struct Register<'a> {
+pub struct Register<'a> {
     sessions: &'a Sessions,
     /// The latest holder that has opened.
     opened: Option<u32>,
@@ -227,12 +112,12 @@ struct Register<'a> {
     /// Writes that were neither answered nor given up.
     unanswered: Bits,
     flushes: Bits,
-    reads: Vec<Read>,
+    pub reads: Vec<Read>,
     possible: HashSet<Possible>,
 }
 
 impl<'a> Register<'a> {
-    fn new(sessions: &'a Sessions) -> Self {
+    pub fn new(sessions: &'a Sessions) -> Self {
         Self {
             sessions,
             opened: None,
@@ -271,7 +156,7 @@ impl<'a> Register<'a> {
 
     /// Lets any of the open writes take effect, in any order, and what is
     /// cached reach the store.
-    fn unfold(&mut self) {
+    pub fn unfold(&mut self) {
         // With each write, what is over once it takes effect.
         let writes: Vec<(Open, Bits)> = self
             .open
@@ -310,7 +195,7 @@ impl<'a> Register<'a> {
                     if !(self.apart && write.through) {
                         reach(next);
                     }
-                } else if state.durable & write.bit == 0 && write.through && !self.apart {
+                } else if state.durable & write.bit == 0 && !self.apart {
                     reach(Possible {
                         stored: write.value,
                         durable: state.durable | write.bit,
@@ -328,8 +213,12 @@ impl<'a> Register<'a> {
         self.possible = possible;
     }
 
-    fn values(&self) -> BTreeSet<u64> {
+    pub fn values(&self) -> BTreeSet<u64> {
         self.possible.iter().map(|state| state.value).collect()
+    }
+
+    pub fn stored(&self) -> BTreeSet<u64> {
+        self.possible.iter().map(|state| state.stored).collect()
     }
 
     /// Keeps the states in which `holds`, and forgets the request `bit` in them.
@@ -366,7 +255,7 @@ impl<'a> Register<'a> {
             .is_some_and(|opened| rank(session) < rank(opened))
     }
 
-    fn touch(&mut self, touch: &Touch, at: usize, read: &BTreeSet<u64>) -> Result<(), String> {
+    pub fn touch(&mut self, touch: &Touch, at: usize, read: &BTreeSet<u64>) -> Result<(), String> {
         match *touch {
             Touch::Write {
                 step,
@@ -483,9 +372,11 @@ impl<'a> Register<'a> {
         }
     }
 
-    fn opened(&mut self, session: u32, loss: Loss) {
+    /// A session opened the volume after this loss; those that are `apart` do
+    /// not know.
+    pub fn opened(&mut self, session: u32, loss: Loss, apart: &BTreeSet<u32>) {
         self.unfold();
-        let stored: BTreeSet<u64> = self.possible.iter().map(|state| state.stored).collect();
+        let stored = self.stored();
         let lost = |state: &Possible| Possible {
             value: state.stored,
             ..*state
@@ -512,18 +403,12 @@ impl<'a> Register<'a> {
             .into_iter()
             .filter(|write| !self.outlived(write.session))
             .collect();
-        // What an overtaken cache answers is its own timeline's matter.
-        let reads = std::mem::take(&mut self.reads);
-        self.reads = reads
-            .into_iter()
-            .filter(|read| {
-                !self.outlived(read.session) || self.sessions.caching(read.session) == Caching::None
-            })
-            .collect();
+        // What they are answered is their own timeline's matter.
+        self.reads.retain(|read| !apart.contains(&read.session));
     }
 
     /// From now on this is what `session` alone sees.
-    fn overtaken(&mut self, session: u32) {
+    pub fn overtaken(&mut self, session: u32) {
         self.apart = true;
         self.opened = Some(session);
         self.open.retain(|write| write.session == session);

@@ -12,6 +12,8 @@ use crate::shrink;
 use crate::world::Sabotage;
 
 const WITHIN: u64 = 2000;
+/// The same where more has to come together: deaths, and who comes next.
+const WITHIN_CACHED: u64 = 6000;
 
 /// Within how many histories data goes wrong; asserts that it does not
 /// without the sabotage, and that what shrinking leaves still fails.
@@ -23,7 +25,12 @@ fn caught(
     twins: bool,
     counts: fn(&[(Duration, Event)]) -> bool,
 ) {
-    for seed in 0..WITHIN {
+    let within = if profile.cached() {
+        WITHIN_CACHED
+    } else {
+        WITHIN
+    };
+    for seed in 0..within {
         let sound = Plan::draw(profile, seed);
         let plan = Plan {
             twins,
@@ -60,7 +67,7 @@ fn caught(
         );
         return;
     }
-    panic!("{sabotage:?}, twins: {twins}: not noticed in {WITHIN} histories of {profile:?}");
+    panic!("{sabotage:?}, twins: {twins}: not noticed in {within} histories of {profile:?}");
 }
 
 fn any(_: &[(Duration, Event)]) -> bool {

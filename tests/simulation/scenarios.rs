@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 
 use crate::check::Event;
 use crate::driver;
+use crate::ending;
 use crate::fate::{Rule, Target, Trouble};
 use crate::plan::{Action, Cells, GiveUp, Io, Opening, Plan, Profile};
 use crate::shrink;
@@ -121,6 +122,53 @@ fn a_request_dropped_at_any_await_is_never_half_remembered() {
         }
     }
     assert!(cuts > 2000, "{cuts} cuts");
+    println!("{cuts} cuts");
+}
+
+/// On a disk a section of the cache's work runs on though its request is gone.
+/// What it began has to end, or later requests for parts of the same pages go
+/// round for ever.
+#[test]
+fn a_cached_request_dropped_at_any_await_leaves_nothing_begun() {
+    let mut cuts = 0;
+    for (seed, first) in (0..4).flat_map(|seed| {
+        [
+            Io::Write(cells(0, 8), true),
+            Io::Write(cells(5, 2), false),
+            Io::Write(cells(2, 9), true),
+            Io::Read(cells(2, 9)),
+            Io::Trim(cells(4, 8), false),
+            Io::Flush,
+        ]
+        .map(|first| (seed, first))
+    }) {
+        for (disk, budget) in [(true, None), (true, Some(0)), (false, None)] {
+            cuts += at_every_await(2, |give_up| {
+                let opening = Opening {
+                    caching: Caching::ReadWrite,
+                    ..OPENING
+                };
+                let steps = vec![
+                    (Duration::ZERO, 0, Action::Open(opening, GiveUp::Never)),
+                    (90 * MS, 0, io(Io::Write(cells(0, 16), false))),
+                    (120 * MS, 0, Action::Io(first, give_up)),
+                    (120 * MS, 0, io(Io::Write(cells(1, 5), false))),
+                    (160 * MS, 0, io(Io::Write(cells(7, 3), false))),
+                    (161 * MS, 0, io(Io::Read(cells(0, 16)))),
+                    (162 * MS, 0, io(Io::Flush)),
+                    (170 * MS, 0, io(Io::Write(cells(2, 3), false))),
+                    (171 * MS, 0, io(Io::Read(cells(0, 16)))),
+                ];
+                let plan = Plan::of(seed, steps, Vec::new());
+                Plan {
+                    disk,
+                    budget,
+                    ..plan
+                }
+            });
+        }
+    }
+    assert!(cuts > 200, "{cuts} cuts");
     println!("{cuts} cuts");
 }
 
@@ -289,7 +337,7 @@ fn a_dropped_volume_leaves_no_task_behind() {
         .unwrap();
     runtime.block_on(async {
         let plan = Plan::draw(Profile::Calm, 0);
-        let blob = driver::blob(&plan);
+        let blob = ending::blob(&plan);
         let world = World::new(Arc::new(plan), blob, None, false);
         let world = Arc::new(std::sync::Mutex::new(world));
         let mut options = OpenOptions::new(LeaseId::from_text("0"));

@@ -1,7 +1,6 @@
 //! The store as the nodes see it: one blob behind a network on which anything
 //! may be refused, cut, delayed, and executed long after its sender gave up.
 
-use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -16,42 +15,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::blob::Refusal;
 use crate::fate::{Actor, Answer, AttemptKey, Fate, Orphaned};
+use crate::operation::Operation;
 use crate::world::{Sabotage, SharedWorld, World, lock};
-
-/// What a request asks.
-#[derive(Clone, Copy, Debug)]
-enum Operation {
-    Put(Range),
-    Clear(Range),
-    Get(Range),
-    Ranges(Range),
-    Properties,
-    Number(SequenceNumber),
-    Acquire,
-    Renew,
-    Release,
-    Break,
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Put(range) => write!(f, "put page {range}"),
-            Self::Clear(range) => write!(f, "clear pages {range}"),
-            Self::Get(range) => write!(f, "get blob {range}"),
-            Self::Ranges(range) => write!(f, "get page ranges {range}"),
-            Self::Properties => f.write_str("get blob properties"),
-            Self::Number(SequenceNumber::Max(number)) => {
-                write!(f, "set blob properties (max {number})")
-            }
-            Self::Number(_) => f.write_str("set blob properties (increment)"),
-            Self::Acquire => f.write_str("acquire lease"),
-            Self::Renew => f.write_str("renew lease"),
-            Self::Release => f.write_str("release lease"),
-            Self::Break => f.write_str("break lease"),
-        }
-    }
-}
 
 /// One volume's handle on the blob.
 #[derive(Clone, Debug)]
@@ -155,7 +120,7 @@ impl SimStore {
     /// A moment in which the daemon may die, and ends all it does.
     async fn point(&self) {
         if !self.judge && lock(&self.world).point(self.node) {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -40,7 +40,7 @@ impl Answer {
 /// A command that runs in a guest.
 pub struct Pending {
     command: String,
-    answer: Receiver<Answer>,
+    answer: Mutex<Receiver<Answer>>,
 }
 
 impl Pending {
@@ -50,7 +50,7 @@ impl Pending {
     ///
     /// When there is none within `limit`.
     pub fn answer(&self, limit: Duration) -> Option<Answer> {
-        match self.answer.recv_timeout(limit) {
+        match locked(&self.answer).recv_timeout(limit) {
             Ok(answer) => Some(answer),
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => panic!("not within {limit:?}: {}", self.command),
@@ -59,7 +59,10 @@ impl Pending {
 
     /// Whether it still runs.
     pub fn is_running(&self) -> bool {
-        matches!(self.answer.try_recv(), Err(mpsc::TryRecvError::Empty))
+        matches!(
+            locked(&self.answer).try_recv(),
+            Err(mpsc::TryRecvError::Empty)
+        )
     }
 }
 
@@ -198,7 +201,7 @@ impl Guest {
         sent.unwrap_or_else(|error| panic!("{}: {error}", self.name));
         Pending {
             command: format!("{}: {command}", self.name),
-            answer,
+            answer: Mutex::new(answer),
         }
     }
 
@@ -261,6 +264,23 @@ impl Guest {
         std::fs::read_to_string(self.results.path().join("dyskd.log")).unwrap_or_default()
     }
 
+    /// What the guest is busy with, if it still answers.
+    fn tell_what_runs(&self) {
+        let Some(line) = self.line.get() else { return };
+        let (sender, answer) = mpsc::channel();
+        if let Some(waiting) = locked(&line.waiting).as_mut() {
+            waiting.insert(u64::MAX, sender);
+        }
+        let command = "ps -eo pid,stat,wchan:20,args | grep -v '\\]$'; dyskctl status -o json";
+        let order = format!("{}\n", json!({"id": u64::MAX, "command": command}));
+        if locked(&line.out).write_all(order.as_bytes()).is_ok() {
+            match answer.recv_timeout(Duration::from_secs(20)) {
+                Ok(answer) => eprintln!("--- {}:\n{}", self.name, answer.out),
+                Err(_) => eprintln!("--- {}: does not answer", self.name),
+            }
+        }
+    }
+
     /// The kernel must not have seen an I/O error or worse.
     pub fn no_kernel_errors(&self) {
         let seen =
@@ -275,6 +295,7 @@ impl Drop for Guest {
             return;
         }
         if std::thread::panicking() {
+            self.tell_what_runs();
             for file in ["guest.log", "dyskd.log", "console.log"] {
                 let text = std::fs::read_to_string(self.results.path().join(file));
                 let text = text.unwrap_or_default();

@@ -16,6 +16,14 @@ pub fn alone() -> MutexGuard<'static, ()> {
     LANE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A number that a soak run sets by an environment variable.
+pub fn number(variable: &str, usual: u64) -> u64 {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().expect("the variable is a number"),
+        Err(_) => usual,
+    }
+}
+
 /// Runs `tests/kernel/guest/SCRIPT` on `kernel`; its output goes to the
 /// test's.
 pub fn run(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
@@ -34,4 +42,10 @@ pub fn run(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
         .status()
         .expect("tests/kernel/run starts");
     assert!(status.success(), "{script} on {kernel}: {status}");
+}
+
+/// The host's address as a guest has it.
+#[allow(dead_code, reason = "each test binary uses its part")]
+pub fn seen_by_guest(endpoint: &str) -> String {
+    endpoint.replacen("127.0.0.1", "10.0.2.2", 1)
 }

@@ -28,6 +28,9 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Long enough for a machine that is busy with everything else.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long requests may take to end when a device is taken by force.
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -207,8 +210,13 @@ impl SocketTransport {
         drop(stops);
         let ended = watch::Sender::new(false);
         let tell = ended.clone();
+        let given_up = watch::Sender::new(false);
+        let mut giving_up = given_up.subscribe();
         tokio::spawn(async move {
-            server.run(export.volume, "", stopped).await;
+            tokio::select! {
+                () = server.run(export.volume, "", stopped) => {}
+                Ok(_) = giving_up.wait_for(|given_up| *given_up) => {}
+            }
             tell.send_replace(true);
         });
         Arc::new(SocketDevice {
@@ -216,6 +224,7 @@ impl SocketTransport {
             name: export.name,
             stop: Some(stop),
             ended,
+            given_up,
             behaviour: self.behaviour.clone(),
             hold_detach: self.hold_detach.clone(),
             log: self.log.clone(),
@@ -282,6 +291,7 @@ impl Transport for SocketTransport {
                     name: id.to_owned(),
                     stop: None,
                     ended: watch::Sender::new(false),
+                    given_up: watch::Sender::new(false),
                     behaviour: self.behaviour.clone(),
                     hold_detach: self.hold_detach.clone(),
                     log: self.log.clone(),
@@ -296,6 +306,8 @@ struct SocketDevice {
     name: String,
     stop: Option<watch::Sender<Stop>>,
     ended: watch::Sender<bool>,
+    /// Raised to leave requests behind that do not end.
+    given_up: watch::Sender<bool>,
     behaviour: Arc<Mutex<Behaviour>>,
     hold_detach: watch::Sender<bool>,
     log: Arc<Mutex<Vec<String>>>,
@@ -322,6 +334,10 @@ impl Device for SocketDevice {
             match &self.stop {
                 Some(stop) => {
                     stop.send_replace(Stop::Close);
+                    let ends = tokio::time::timeout(END_PATIENCE, self.gone());
+                    if force && ends.await.is_err() {
+                        self.given_up.send_replace(true);
+                    }
                     self.gone().await;
                 }
                 None => {

@@ -106,6 +106,15 @@ impl Sysfs {
         })
     }
 
+    /// Has udev look at the device again. Without udev nobody listens, which is
+    /// fine.
+    pub fn announce(&self, index: u32) {
+        let path = self.block(index).join("uevent");
+        if let Err(error) = fs::write(&path, "change") {
+            tracing::debug!(path = %path.display(), %error, "udev is not told");
+        }
+    }
+
     /// All nbd devices there are, connected or not, by index.
     ///
     /// # Errors

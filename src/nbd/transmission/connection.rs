@@ -16,7 +16,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -27,6 +28,7 @@ use super::execute::{self, Failure, Outcome, Terms};
 use super::inbox::{Body, Inbox, Incoming, Next};
 use super::outbox::Outbox;
 use super::{Ended, Limits, Session, SessionError, Stop};
+use crate::caller::Presence;
 use crate::device::BlockDevice;
 use crate::nbd::wire::reply::Errno;
 use crate::nbd::wire::request::{Command, RequestHeader};
@@ -61,6 +63,8 @@ pub(super) struct Connection<S, D> {
     inbox: Inbox,
     outbox: Outbox,
     phase: Phase,
+    /// Ends with the connection, and with it what its requests wait for.
+    presence: Presence,
     /// Requests taken and not yet answered.
     taken: usize,
     /// Those of them that are in a task.
@@ -69,7 +73,12 @@ pub(super) struct Connection<S, D> {
     finished: mpsc::Receiver<Finished>,
     /// Runs while nothing is left but to write.
     linger: Option<Pin<Box<Sleep>>>,
+    /// Runs while nothing is read, so that a hang-up would not be heard.
+    look: Option<Pin<Box<Sleep>>>,
 }
+
+/// Between two looks at a peer from which nothing is read.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl<S, D> Connection<S, D>
 where
@@ -91,11 +100,13 @@ where
             inbox: Inbox::new(&session.unread, limits.budget.clone(), max_payload),
             outbox: Outbox::default(),
             phase: Phase::Serving,
+            presence: Presence::default(),
             taken: 0,
             running: 0,
             finish,
             finished,
             linger: None,
+            look: None,
             limits,
         }
     }
@@ -170,6 +181,9 @@ where
                 }
             }
             if !advanced {
+                if self.poll_look(cx).is_ready() {
+                    return Poll::Ready(Ok(End::Vanished));
+                }
                 return self.poll_linger(cx).map(Err);
             }
         }
@@ -235,7 +249,8 @@ where
             Body::Dropped => unreachable!("refused by the check"),
         };
         let device = Arc::clone(&self.device);
-        let mut work = Box::pin(execute::execute(device, operation, payload));
+        let work = execute::execute(device, operation, payload);
+        let mut work = Box::pin(self.presence.caller().scope(work));
         match work.as_mut().poll(cx) {
             Poll::Ready(outcome) => self.answer(&header, outcome, hold),
             Poll::Pending => {
@@ -294,6 +309,30 @@ where
         }
         self.phase = Phase::Leaving;
         Ok(None)
+    }
+
+    /// Ready when a peer whose requests wait unread, because those before them
+    /// use up the bounds or are to be parked, has hung up.
+    fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let deaf = match self.phase {
+            Phase::Serving => self.inbox.is_full(),
+            Phase::Pausing => true,
+            Phase::Closing | Phase::Leaving => false,
+        };
+        if !deaf {
+            self.look = None;
+            return Poll::Pending;
+        }
+        loop {
+            let look = self
+                .look
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(LOOK_EVERY)));
+            ready!(look.as_mut().poll(cx));
+            self.look = None;
+            if closed(&self.stream, GONE) {
+                return Poll::Ready(());
+            }
+        }
     }
 
     /// Bounds the wait for a peer that reads nothing, once there is nothing

@@ -32,6 +32,10 @@ const DIRECT: usize = 16 << 10;
 /// Bytes a block status reply may take; see `execute::MAX_EXTENTS`.
 pub(super) const STATUS_BYTES: u32 = 16 << 10;
 
+/// What any request takes at least, for what it occupies besides its payload:
+/// so the budget bounds requests without one as well.
+const REQUEST_BYTES: u32 = 4 << 10;
+
 type Grant = Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>;
 
 /// What came with a header.
@@ -169,11 +173,14 @@ impl Inbox {
             Some(Command::Write) => header.length,
             Some(Command::Read) if header.length <= self.max_payload => header.length,
             Some(Command::BlockStatus) => STATUS_BYTES,
+            Some(Command::Flush | Command::Trim | Command::WriteZeroes) => REQUEST_BYTES,
             _ => 0,
         };
+        // Goodbye, and what nobody knows, are answered at once.
         if bytes == 0 {
             return Self::receive(header, None);
         }
+        let bytes = bytes.max(REQUEST_BYTES);
         match self.budget.try_take(bytes) {
             Some(hold) => Self::receive(header, Some(hold)),
             None => Expect::Budget {
@@ -213,7 +220,7 @@ impl Inbox {
                 return Poll::Ready(ready!(read.poll(cx)).map_err(SessionError::Read));
             }
         }
-        if self.buffer.len() >= BUFFER {
+        if self.is_full() {
             return Poll::Pending;
         }
         // Payloads are copied out, so nobody shares the buffer and it is
@@ -222,6 +229,11 @@ impl Inbox {
         let mut target = (&mut self.buffer).limit(BUFFER);
         let read = std::pin::pin!(stream.read_buf(&mut target));
         Poll::Ready(ready!(read.poll(cx)).map_err(SessionError::Read))
+    }
+
+    /// Nothing is read before what is there was taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.buffer.len() >= BUFFER
     }
 
     /// True when the stream may end here: no message was begun.

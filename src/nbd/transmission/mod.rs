@@ -41,8 +41,9 @@ pub enum Stop {
 }
 
 /// A bound on payload bytes: of writes being received or executed, and of
-/// reads being executed or not yet sent. Clones share it, so its owner decides
-/// whether a connection, a volume or a process has one.
+/// reads being executed or not yet sent; every other request counts as 4 KiB,
+/// so it bounds requests too. Clones share it, so its owner decides whether a
+/// connection, a volume or a process has one.
 #[derive(Clone, Debug)]
 pub struct ByteBudget {
     permits: Arc<Semaphore>,
@@ -151,8 +152,9 @@ pub enum Ended<S> {
     /// The client said goodbye, or closed its sending side, and has all its
     /// replies.
     Disconnected,
-    /// The peer hung up without a word. Requests it left running finish in the
-    /// device; those not yet started never will.
+    /// The peer hung up without a word. Requests it left running may finish in
+    /// the device, or be given up where they wait ([`crate::caller`]); those
+    /// not yet started never will.
     Vanished,
     /// Closed as [`Stop::Close`] asked, everything taken answered.
     Closed,
@@ -184,7 +186,8 @@ pub enum SessionError {
 ///
 /// Requests run concurrently and are answered as they finish. When the sender
 /// of `stop` is dropped its last word stands. Dropping the returned future
-/// drops the connection; requests it started still finish in the device.
+/// drops the connection; requests it started go on as those of a peer that
+/// hung up.
 ///
 /// A peer that hung up takes its unread writes with it: a client that replays
 /// them on another connection must not see the old copy applied after a newer

@@ -99,7 +99,13 @@ impl NbdDevice {
             GONE_PATIENCE
         };
         let (sysfs, index) = (self.sysfs.clone(), self.index);
-        match super::blocking(move || sysfs.wait_gone(index, patience)).await {
+        match super::blocking(move || {
+            let gone = sysfs.wait_gone(index, patience);
+            sysfs.announce(index);
+            gone
+        })
+        .await
+        {
             Ok(()) => {}
             // It is disconnected; the number alone stays taken until the last
             // file is closed.

@@ -126,7 +126,10 @@ impl NbdTransport {
         let ready = blocking(move || {
             sysfs.set_queue(index, QueueLimits::default())?;
             tracing::debug!(index, "queue limits set");
-            sysfs.wait_ready(index, geometry.size, READY_PATIENCE)
+            sysfs.wait_ready(index, geometry.size, READY_PATIENCE)?;
+            // The kernel's own event came before the backend could be read.
+            sysfs.announce(index);
+            Ok(())
         })
         .await;
         if let Err(error) = ready {

@@ -89,6 +89,8 @@ pub struct Core {
     pub(super) ages: VecDeque<(Instant, u64)>,
     pub hits: u64,
     pub misses: u64,
+    /// The staging file failed once: it may disagree with the index.
+    failed: std::cell::Cell<bool>,
 }
 
 pub(super) fn parts(range: Range) -> impl Iterator<Item = Part> {
@@ -152,12 +154,40 @@ impl Core {
             ages: VecDeque::new(),
             hits: 0,
             misses: 0,
+            failed: std::cell::Cell::new(false),
         }
     }
 
     pub(super) fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
+    }
+
+    /// Asserts the invariants, as long as little enough is cached for that to
+    /// take no time to speak of.
+    #[cfg(debug_assertions)]
+    pub fn check(&self) {
+        const LITTLE: usize = 64;
+        if self.index.cached_blocks() > LITTLE {
+            return;
+        }
+        self.index.check();
+        // A simulation breaks its files on purpose, and judges for itself.
+        if self.failed.get() || self.staging.path().is_none() || !self.staging.may_wait() {
+            return;
+        }
+        for (number, block) in self.index.range(0..u64::MAX) {
+            let (slot, ours) = entry_of(number, block, block.dirty);
+            let Ok(theirs) = self.staging.entry(slot) else {
+                continue;
+            };
+            let names = |entry: &Entry| (entry.block, entry.sequence, entry.dirty);
+            debug_assert_eq!(
+                theirs.map(|entry| entry.as_ref().map(names)),
+                Ok(ours.as_ref().map(names)),
+                "the table's entry of slot {slot}"
+            );
+        }
     }
 
     // Staging.
@@ -258,6 +288,7 @@ impl Core {
     }
 
     pub(super) fn complain(&self, error: &io::Error) {
+        self.failed.set(true);
         let path = self
             .staging
             .path()

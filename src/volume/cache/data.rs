@@ -11,6 +11,7 @@ use super::Cache;
 use super::core::{Copied, Core, SECTION, Staged};
 use super::layout::BLOCK;
 use crate::blob::Range;
+use crate::caller::unless_gone;
 use crate::device::{DeviceError, PAGE, ReadData, Segment};
 use crate::volume::Volume;
 use crate::volume::disk::{split, usize_from, whole_pages_around};
@@ -150,7 +151,7 @@ impl<S: PageStore> Volume<S> {
         }
         let fetches = reads(&copied.missing).into_iter().map(|span| async move {
             let data = self.io.read(span).await?;
-            Ok((span, data))
+            Ok::<_, DeviceError>((span, data))
         });
         let mut bytes = BytesMut::from(Bytes::from(copied.bytes));
         for (span, data) in try_join_all(fetches).await? {
@@ -208,7 +209,7 @@ impl<S: PageStore> Volume<S> {
         if stages && whole_pages_around(range) == range {
             return self.stage(cache, range.start, data).await;
         }
-        let locked = self.locks.lock(blocks_around(range)).await;
+        let locked = unless_gone(self.locks.lock(blocks_around(range))).await?;
         let (head, body, tail) = split(range);
         let part = |part: Range| {
             let at = usize_from(part.start - range.start);
@@ -245,7 +246,7 @@ impl<S: PageStore> Volume<S> {
             if staged.bytes == 0 {
                 let len = data.len().min(usize_from(LARGEST_PIECE));
                 let range = Range::at(offset, len as u64);
-                let _locked = self.locks.lock(blocks_around(range)).await;
+                let _locked = unless_gone(self.locks.lock(blocks_around(range))).await?;
                 self.write_through(cache, offset, data.slice(..len)).await?;
                 staged.bytes = len;
             }
@@ -263,11 +264,12 @@ impl<S: PageStore> Volume<S> {
         in_turn: bool,
     ) -> Staged {
         let staged = if cache.memory {
-            let mut core = cache.core();
-            if core.waiting > 0 && !in_turn {
-                return Staged::default();
-            }
-            core.stage(offset, data)
+            cache.section(|core| {
+                if core.waiting > 0 && !in_turn {
+                    return Staged::default();
+                }
+                core.stage(offset, data)
+            })
         } else {
             let data = data.clone();
             let stage = move |core: &mut Core| {
@@ -293,10 +295,8 @@ impl<S: PageStore> Volume<S> {
         data: &Bytes,
     ) -> Result<Staged, DeviceError> {
         let _waiting = Waiting::begin(cache).await;
-        let _turn = cache
-            .turn
-            .acquire()
-            .await
+        let _turn = unless_gone(cache.turn.acquire())
+            .await?
             .expect("the semaphore is never closed");
         loop {
             let progress = cache.progress.notified();
@@ -309,7 +309,7 @@ impl<S: PageStore> Volume<S> {
                 return Ok(staged);
             }
             cache.work.notify_one();
-            progress.await;
+            unless_gone(progress).await?;
         }
     }
 
@@ -364,7 +364,7 @@ impl<S: PageStore> Volume<S> {
             new.freeze()
         };
         // What is merged here is written back: no late write may get in between.
-        let owed = self.io.standing.nothing_owed().await;
+        let owed = unless_gone(self.io.standing.nothing_owed()).await?;
         owed.map_err(|fenced| self.io.fenced(&fenced))?;
         if stages && self.patch_staged(cache, page, &patched).await? {
             return Ok(());

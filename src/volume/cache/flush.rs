@@ -10,6 +10,7 @@ use super::Cache;
 use super::core::Core;
 use super::data::{Changing, blocks_around, staging_failed};
 use crate::blob::Range;
+use crate::caller::unless_gone;
 use crate::device::DeviceError;
 use crate::volume::Volume;
 use crate::volume::disk::{split, usize_from};
@@ -55,7 +56,7 @@ impl<S: PageStore> Volume<S> {
             return Ok(());
         }
         {
-            let _locked = self.locks.lock(blocks_around(body)).await;
+            let _locked = unless_gone(self.locks.lock(blocks_around(body))).await?;
             let changing = Changing::begin(cache, body).await;
             self.io.change(&Change::Clear(body)).await?;
             let mut rest = body;

@@ -439,14 +439,16 @@ impl Index {
             && picked.is_none_or(|oldest| oldest > sequence)
     }
 
-    /// Checks every invariant; dear, for tests.
-    #[cfg(test)]
+    /// Checks every invariant that is about the index alone; takes a time that
+    /// grows with what is cached.
+    #[cfg(debug_assertions)]
     pub fn check(&self) {
         let (mut dirty, mut sectors) = (0, 0);
         for (number, block) in &self.blocks {
             assert_ne!(block.valid, 0, "{number} holds nothing");
             assert_eq!(block.dirty & !block.valid, 0);
             assert_eq!(block.dirty != 0, block.oldest != 0);
+            assert!(block.oldest <= block.sequence && block.sequence <= self.sequence);
             assert!(!block.picked || block.dirty != 0);
             assert_eq!(self.slots[block.slot as usize].block, *number);
             let queued = self.queue.get(&block.oldest) == Some(number);

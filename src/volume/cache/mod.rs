@@ -28,6 +28,9 @@
 //! | evicted | clean → absent |
 //!
 //! ## Invariants
+//! Those of the index, and that the table agrees with it, are asserted after
+//! each section of a debug build while little is cached (`Core::check`).
+//!
 //! - `dirty` is part of `valid`; a sector that is not valid is the store's.
 //! - Table and index agree whenever the mutex is free: an entry names exactly
 //!   the dirty sectors of its slot. An entry is written after the slot's bytes
@@ -43,6 +46,9 @@
 //!   `n`, the store has every write up to `n`, however often blocks were
 //!   overwritten since.
 //! - A read fills in only what nobody staged or changed since it began.
+//! - What a section begins for a request (a change, a registration, a place in
+//!   the queue for room) ends with a guard that the section itself makes: the
+//!   section may outlive the request.
 //! - No more slots have memory than the volume's size and the node's
 //!   [`Budget`] allow; a file system that is full is one more such bound.
 
@@ -56,6 +62,7 @@ mod follow;
 mod hand_over;
 mod index;
 mod layout;
+mod leftover;
 mod recovery;
 mod send;
 mod staging;
@@ -70,6 +77,7 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use budget::Budget;
 pub use files::{StagingFile, StagingFiles, System};
+pub use leftover::{Leftover, LeftoverState, kept_aside, list_staging, restore_staging};
 use recovery::Origin;
 pub use recovery::{StagingInfo, discard_staging, inspect_staging};
 pub(super) use recovery::{adopt, run, start, withdraw};
@@ -95,6 +103,9 @@ pub enum Recover {
     SetAside,
     /// Delete them and open without them.
     Discard,
+    /// Take them up though somebody may have written to the volume since: they
+    /// go over whatever is there.
+    Force,
 }
 
 /// Where and how much to cache.
@@ -234,6 +245,15 @@ impl Cache {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// One short section on the core.
+    fn section<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
+        let mut core = self.core();
+        let done = work(&mut core);
+        #[cfg(debug_assertions)]
+        core.check();
+        done
+    }
+
     /// Runs a short section on the core: at once when its file is memory, on
     /// a thread that may wait when it is a disk's. Dropping the future may
     /// leave the section to run to its end.
@@ -242,16 +262,16 @@ impl Cache {
         work: impl FnOnce(&mut Core) -> T + Send + 'static,
     ) -> T {
         if self.memory {
-            return work(&mut self.core());
+            return self.section(work);
         }
         let cache = Arc::clone(self);
-        apart(self.may_wait, move || work(&mut cache.core())).await
+        apart(self.may_wait, move || cache.section(work)).await
     }
 
     /// As [`Cache::with`] for what nobody waits for.
     fn soon(self: &Arc<Self>, work: impl FnOnce(&mut Core) + Send + 'static) {
         if self.memory {
-            return work(&mut self.core());
+            return self.section(work);
         }
         match self.core.try_lock() {
             Ok(mut core) => work(&mut core),

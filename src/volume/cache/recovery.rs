@@ -24,7 +24,6 @@
 //! names the new lease and boot, then the number is raised and recorded.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +32,7 @@ use super::budget::Share;
 use super::core::Core;
 use super::index::Index;
 use super::layout::{BLOCK, BLOCK_LEN, Entry, Header, SECTOR, SECTORS, digest, sum};
+use super::leftover::stem_of;
 use super::staging::{Staging, Stretch};
 use super::{Cache, Recover, SetAside, StagingFiles, StagingOptions, System, apart, write_back};
 use crate::blob::BlobAddress;
@@ -51,7 +51,8 @@ pub(in crate::volume) struct Adopted {
 }
 
 /// What a staging file says about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct StagingInfo {
     /// The volume, as `account/container/blob`.
     pub volume: String,
@@ -96,11 +97,7 @@ fn dirty_bytes(entries: &[(u32, Entry)]) -> u64 {
 }
 
 fn path_of(address: &BlobAddress, options: &StagingOptions) -> PathBuf {
-    let mut name = String::new();
-    for byte in &digest(&address.to_string())[..16] {
-        write!(name, "{byte:02x}").expect("a String takes everything");
-    }
-    options.dir.join(name + ".staging")
+    options.dir.join(stem_of(&address.to_string()) + ".staging")
 }
 
 fn boot(options: &StagingOptions) -> io::Result<String> {
@@ -135,7 +132,9 @@ fn file_error(address: &BlobAddress, path: &Path, error: &io::Error) -> OpenErro
             format!("{path} is in use: another daemon serves this volume on this node")
         }
         io::ErrorKind::InvalidData => {
-            format!("{path} is damaged or no staging file: set it aside or discard it")
+            format!(
+                "{path} is damaged or no staging file: attach with --recover set-aside to keep it out of the way, or with --recover discard to drop it"
+            )
         }
         io::ErrorKind::StorageFull => {
             format!("no room for {path}: free some, or name another staging directory")
@@ -176,18 +175,18 @@ pub(in crate::volume) async fn adopt<S: PageStore>(
     );
     if options.caching != Caching::ReadWrite {
         let reason = format!(
-            "{left} wait for an attach with read-write caching: attach so, or set them aside or discard them"
+            "{left} wait for an attach with --caching read-write: attach so, or add --recover set-aside to keep them out of the way, or --recover discard to drop them"
         );
         return Err(refused(address, reason));
     }
     let header = found.staging.header();
     let renewed = options.resume && header.lease == options.lease.as_str();
-    if !renewed {
+    if !renewed && recover != Recover::Force {
         let deadline = options.attempt_deadline;
         let number = patiently!(blob.properties(deadline))?.sequence_number;
         if number != header.epoch {
             let reason = format!(
-                "{left}, but the volume may have been written elsewhere since (sequence number {number}, not {}): set them aside or discard them",
+                "{left}, but the volume may have been written elsewhere since (sequence number {number}, not {}): attach with --recover set-aside to keep them out of the way, --recover discard to drop them, or --recover force to write them over what is there",
                 header.epoch
             );
             return Err(refused(address, reason));
@@ -225,7 +224,10 @@ fn open_and_read(
     let mut staging = match Staging::open(files, path, survives) {
         Ok(None) => return Ok(None),
         Ok(Some(staging)) => staging,
-        Err(error) if error.kind() == io::ErrorKind::InvalidData && recover != Recover::Replay => {
+        Err(error)
+            if error.kind() == io::ErrorKind::InvalidData
+                && matches!(recover, Recover::SetAside | Recover::Discard) =>
+        {
             match recover {
                 Recover::Discard => files.remove(path)?,
                 _ => std::fs::rename(path, path.with_extension("damaged"))?,
@@ -419,14 +421,24 @@ fn create(
         lease,
         boot: boot(options)?,
     };
-    let path = if named {
-        path.to_owned()
+    // A daemon that is killed in here must not leave half a file where its
+    // successor looks for a whole one. Whoever has the lease is alone here.
+    let making = if named {
+        path.with_extension("making")
     } else {
         // It has this name for an instant only.
         path.with_extension(uuid::Uuid::new_v4().simple().to_string())
     };
+    match options.files.remove(&making) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let survives = options.survives_power_cut;
-    let staging = Staging::create(&options.files, &path, named, header, survives)?;
+    let mut staging = Staging::create(&options.files, &making, named, header, survives)?;
+    if named && let Err(error) = staging.place(path) {
+        staging.remove()?;
+        return Err(error);
+    }
     let share = Share::join(options.budget.clone());
     Ok(Core::new(Index::new(slots, 0), staging, share))
 }

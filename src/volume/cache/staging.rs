@@ -247,6 +247,17 @@ impl Staging {
         Ok(())
     }
 
+    /// The table's entry of `slot`, as it is in the file.
+    ///
+    /// # Errors
+    /// The file system failed.
+    #[cfg(debug_assertions)]
+    pub fn entry(&self, slot: u32) -> io::Result<Result<Option<Entry>, super::layout::Torn>> {
+        let mut bytes = [0; ENTRY];
+        self.file.read_exact_at(&mut bytes, entry_at(slot))?;
+        Ok(Entry::decode(&bytes, slot))
+    }
+
     /// The whole table; torn entries are counted.
     ///
     /// # Errors
@@ -290,6 +301,19 @@ impl Staging {
         if let Err(error) = self.file.punch(at, BLOCK) {
             tracing::debug!("cannot give staging memory back: {error}");
         }
+    }
+
+    /// Gives a file that is whole the name by which it is found.
+    ///
+    /// # Errors
+    /// There is one of that name, or the file system failed.
+    pub fn place(&mut self, path: &Path) -> io::Result<()> {
+        let Some(made) = &self.path else {
+            return Ok(());
+        };
+        self.files.rename(made, path)?;
+        self.path = Some(path.to_owned());
+        self.sync_folder()
     }
 
     /// Renames the file out of the way, so that nothing replays it, and lets

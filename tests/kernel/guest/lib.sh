@@ -73,6 +73,15 @@ attach() {
   dyskctl attach "$account/dysks/$blob" --endpoint "$endpoint" "$@"
 }
 
+is_fenced() { dyskctl status "$1" -o json | grep >/dev/null '"fenced": *"'; }
+
+# moves NAME SECTORS: as many were written to the disk since it was made.
+moves() {
+  local device
+  device=$(readlink "/dev/dysk/$1")
+  [ "$(awk '{ print $7 }' "/sys/block/${device#/dev/}/stat")" -gt "$2" ]
+}
+
 store_stats() { curl -sf "$store_root/-/stats"; }
 
 nothing_attached() {
