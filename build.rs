@@ -4,7 +4,7 @@ use std::error::Error;
 
 /// Requests that carry secrets get no `Debug`, so that no log line can ever
 /// hold one.
-const WITH_SECRETS: [&str; 11] = [
+const WITH_SECRETS: [&str; 14] = [
     "CreateVolumeRequest",
     "DeleteVolumeRequest",
     "ControllerPublishVolumeRequest",
@@ -16,6 +16,9 @@ const WITH_SECRETS: [&str; 11] = [
     "DeleteSnapshotRequest",
     "ListSnapshotsRequest",
     "GetSnapshotRequest",
+    "NodeStageVolumeRequest",
+    "NodePublishVolumeRequest",
+    "NodeExpandVolumeRequest",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -5,6 +5,8 @@
 mod node;
 
 use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use dysk::csi::server;
@@ -34,7 +36,17 @@ impl World {
         let socket = dir.path().join("csi.sock");
         let channel = store.block_on(async {
             let listener = server::listen(&socket).await.expect("it listens");
-            tokio::spawn(server::serve(listener, std::future::pending()));
+            let secret = dir.path().join("secret");
+            std::fs::create_dir(&secret).expect("a folder");
+            for (key, value) in secrets_of(&store) {
+                std::fs::write(secret.join(key), value).expect("written");
+            }
+            let controller = dysk::csi::ControllerService::with_default_secret(Some(secret));
+            let services = server::Services {
+                controller: Some(controller),
+                ..server::Services::default()
+            };
+            tokio::spawn(server::serve(listener, services, std::future::pending()));
             connect(&socket).await
         });
         Self {
@@ -46,13 +58,7 @@ impl World {
     }
 
     fn secrets(&self) -> HashMap<String, String> {
-        [
-            ("accountname", ACCOUNT.to_owned()),
-            ("accountkey", KEY.to_owned()),
-            ("endpoint", self.store.endpoint()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into()
+        secrets_of(&self.store)
     }
 
     fn wanted(&self, name: &str, size: i64) -> CreateVolumeRequest {
@@ -112,6 +118,16 @@ impl World {
         let answer = self.store.block_on(client.create_snapshot(request))?;
         Ok(answer.into_inner().snapshot.expect("a snapshot"))
     }
+}
+
+fn secrets_of(store: &Store) -> HashMap<String, String> {
+    [
+        ("accountname", ACCOUNT.to_owned()),
+        ("accountkey", KEY.to_owned()),
+        ("endpoint", store.endpoint()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
 }
 
 async fn connect(socket: &std::path::Path) -> Channel {
@@ -313,5 +329,124 @@ fn snapshots_and_copies() {
             .store
             .block_on(client.delete_snapshot(request))
             .expect("deleted");
+    }
+}
+
+/// A call of GetPluginInfo, byte by byte: no client of ours would send it so.
+fn call_by(socket: &std::path::Path, authority: &str) -> u8 {
+    let mut stream = UnixStream::connect(socket).expect("it listens");
+    let frame = |kind: u8, flags: u8, id: u8, payload: &[u8]| {
+        let len = u8::try_from(payload.len()).expect("short");
+        let mut frame = vec![0, 0, len, kind, flags, 0, 0, 0, id];
+        frame.extend_from_slice(payload);
+        frame
+    };
+    let field = |first: &[u8], value: &str| {
+        let mut field = first.to_vec();
+        field.push(u8::try_from(value.len()).expect("short"));
+        field.extend_from_slice(value.as_bytes());
+        field
+    };
+    // :method POST, :scheme http, :path, :authority, content-type, te.
+    let block = [
+        vec![0x83, 0x86],
+        field(&[0x44], "/csi.v1.Identity/GetPluginInfo"),
+        field(&[0x41], authority),
+        field(&[0x5f], "application/grpc"),
+        field(&[0x40, 2, b't', b'e'], "trailers"),
+    ];
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[]));
+    bytes.extend(frame(1, 0x4, 1, &block.concat()));
+    bytes.extend(frame(0, 0x1, 1, &[0, 0, 0, 0, 0]));
+    stream.write_all(&bytes).expect("sent");
+    // The kind of the first frame about our stream.
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).expect("a frame");
+        let len = usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; len];
+        stream.read_exact(&mut payload).expect("its payload");
+        if head[8] == 1 {
+            return head[3];
+        }
+    }
+}
+
+#[test]
+fn volumes_are_listed_page_by_page_with_the_default_secret() {
+    let world = World::start();
+    let mut client = world.client.clone();
+    let mut list = |most, token: &str| {
+        let request = ListVolumesRequest {
+            max_entries: most,
+            starting_token: token.into(),
+        };
+        world
+            .store
+            .block_on(client.list_volumes(request))
+            .map(tonic::Response::into_inner)
+    };
+    assert_eq!(list(0, "").expect("a list").entries.len(), 0);
+    let ids: Vec<String> = ["a", "b", "c"]
+        .map(|name| {
+            world
+                .create(world.wanted(name, MIB))
+                .expect("made")
+                .volume_id
+        })
+        .into();
+    // Somebody else's blob is none of ours.
+    world.store.create("mine.vhd", 1 << 20);
+    let mut found = Vec::new();
+    let mut token = String::new();
+    loop {
+        let page = list(2, &token).expect("a page");
+        assert!(page.entries.len() <= 2);
+        for entry in page.entries {
+            let volume = entry.volume.expect("a volume");
+            assert_eq!(volume.capacity_bytes, MIB);
+            found.push(volume.volume_id);
+        }
+        token = page.next_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(found, ids);
+    refused(list(0, "invalid-token"), Code::Aborted);
+    let mut client = world.client.clone();
+    let mut get = |id: &str| {
+        let request = ControllerGetVolumeRequest {
+            volume_id: id.into(),
+        };
+        world
+            .store
+            .block_on(client.controller_get_volume(request))
+            .map(tonic::Response::into_inner)
+    };
+    world.store.hold_lease("b.vhd");
+    for (id, told) in [(&ids[0], "not attached"), (&ids[1], "attached")] {
+        let status = get(id).expect("it is there").status.expect("a status");
+        let condition = status.volume_condition.expect("a condition");
+        assert_eq!(
+            (condition.abnormal, condition.message.as_str()),
+            (false, told)
+        );
+    }
+    refused(get("devstoreaccount1/dysks/none.vhd"), Code::NotFound);
+}
+
+#[test]
+fn a_socket_path_as_authority_is_no_reason_to_refuse() {
+    const HEADERS: u8 = 1;
+    let world = World::start();
+    for authority in [
+        "localhost",
+        "/csi/csi.sock",
+        "%2Fcsi%2Fcsi.sock",
+        "unix:///csi/csi.sock",
+    ] {
+        assert_eq!(call_by(&world.socket, authority), HEADERS, "{authority}");
     }
 }

@@ -3,15 +3,15 @@
 use tonic::Status;
 
 use super::v1::VolumeCapability;
-use super::v1::volume_capability::AccessType;
 use super::v1::volume_capability::access_mode::Mode;
+use super::v1::volume_capability::{AccessMode, AccessType};
 
 /// Filesystems that the node makes and mounts.
 const FILESYSTEMS: [&str; 4] = ["", "ext4", "xfs", "btrfs"];
 
 /// Why the volume cannot be used so; `None` when it can.
 pub fn unsupported(capability: &VolumeCapability) -> Option<String> {
-    let mode = capability.access_mode.as_ref().map(|access| access.mode());
+    let mode = capability.access_mode.as_ref().map(AccessMode::mode);
     match mode {
         None | Some(Mode::Unknown) => return Some("a capability names no access mode".into()),
         Some(Mode::MultiNodeSingleWriter | Mode::MultiNodeMultiWriter) => {

@@ -1,6 +1,9 @@
 //! The Controller service: which calls there are. What they do is in
 //! [`super::volumes`] and [`super::snapshots`].
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+
 use tonic::{Request, Response, Status};
 
 use super::capability;
@@ -10,19 +13,62 @@ use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
 use super::v1::*;
-use super::{secrets, snapshots, volumes};
+use super::{listing, secrets, snapshots, volumes};
 
 /// The controller. It keeps nothing but which volumes it works on.
 #[derive(Debug, Default)]
 pub struct ControllerService {
     locks: Locks,
+    /// The Secret of calls that bring none, as a folder.
+    default: Option<PathBuf>,
 }
 
+impl ControllerService {
+    /// One with a default Secret, mounted at `folder`: only it can list
+    /// volumes, whose requests bring none.
+    #[must_use]
+    pub fn with_default_secret(folder: Option<PathBuf>) -> Self {
+        Self {
+            default: folder,
+            ..Self::default()
+        }
+    }
+
+    /// The default Secret.
+    async fn secret(&self, what: &str) -> Result<HashMap<String, String>, Status> {
+        let Some(folder) = self.default.clone() else {
+            return Err(Status::unimplemented(format!(
+                "{what} takes a default secret: start csi-dysk with --secrets-dir"
+            )));
+        };
+        tokio::task::spawn_blocking(move || secrets::read(&folder))
+            .await
+            .map_err(|error| Status::internal(format!("the call died: {error}")))?
+    }
+
+    /// Those of the request, or the default ones.
+    async fn fill(&self, given: &mut HashMap<String, String>) -> Result<(), Status> {
+        if given.is_empty() && self.default.is_some() {
+            *given = self.secret("").await?;
+        }
+        Ok(())
+    }
+}
+
+/// What is offered beside, where there is a default Secret.
+const WITH_SECRET: [rpc::Type; 3] = [
+    rpc::Type::ListVolumes,
+    rpc::Type::GetVolume,
+    rpc::Type::VolumeCondition,
+];
+
 /// What is offered.
-const OFFERED: [rpc::Type; 6] = [
+const OFFERED: [rpc::Type; 8] = [
     rpc::Type::CreateDeleteVolume,
     rpc::Type::CreateDeleteSnapshot,
     rpc::Type::ListSnapshots,
+    rpc::Type::GetSnapshot,
+    rpc::Type::GetCapacity,
     rpc::Type::CloneVolume,
     rpc::Type::ExpandVolume,
     rpc::Type::SingleNodeMultiWriter,
@@ -38,7 +84,9 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateVolumeRequest>,
     ) -> Result<Response<CreateVolumeResponse>, Status> {
-        let volume = volumes::create(&self.locks, request.into_inner()).await?;
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        let volume = volumes::create(&self.locks, asked).await?;
         Ok(Response::new(CreateVolumeResponse {
             volume: Some(volume),
         }))
@@ -48,7 +96,9 @@ impl Controller for ControllerService {
         &self,
         request: Request<DeleteVolumeRequest>,
     ) -> Result<Response<DeleteVolumeResponse>, Status> {
-        volumes::delete(&self.locks, request.into_inner()).await?;
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        volumes::delete(&self.locks, asked).await?;
         Ok(Response::new(DeleteVolumeResponse {}))
     }
 
@@ -56,16 +106,17 @@ impl Controller for ControllerService {
         &self,
         request: Request<ControllerExpandVolumeRequest>,
     ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
-        volumes::expand(&self.locks, request.into_inner())
-            .await
-            .map(Response::new)
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        volumes::expand(&self.locks, asked).await.map(Response::new)
     }
 
     async fn validate_volume_capabilities(
         &self,
         request: Request<ValidateVolumeCapabilitiesRequest>,
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
         if asked.volume_id.is_empty() {
             return Err(Status::invalid_argument("volume id is missing"));
         }
@@ -108,13 +159,15 @@ impl Controller for ControllerService {
         &self,
         _request: Request<ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<ControllerGetCapabilitiesResponse>, Status> {
-        let capabilities = OFFERED.map(|offered| ControllerServiceCapability {
+        let more = self.default.iter().flat_map(|_| WITH_SECRET);
+        let all = OFFERED.into_iter().chain(more);
+        let capabilities = all.map(|offered| ControllerServiceCapability {
             r#type: Some(Type::Rpc(Rpc {
                 r#type: offered.into(),
             })),
         });
         Ok(Response::new(ControllerGetCapabilitiesResponse {
-            capabilities: capabilities.into(),
+            capabilities: capabilities.collect(),
         }))
     }
 
@@ -122,7 +175,9 @@ impl Controller for ControllerService {
         &self,
         request: Request<CreateSnapshotRequest>,
     ) -> Result<Response<CreateSnapshotResponse>, Status> {
-        let snapshot = snapshots::create(&self.locks, request.into_inner()).await?;
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        let snapshot = snapshots::create(&self.locks, asked).await?;
         Ok(Response::new(CreateSnapshotResponse {
             snapshot: Some(snapshot),
         }))
@@ -132,7 +187,9 @@ impl Controller for ControllerService {
         &self,
         request: Request<DeleteSnapshotRequest>,
     ) -> Result<Response<DeleteSnapshotResponse>, Status> {
-        snapshots::delete(&self.locks, request.into_inner()).await?;
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        snapshots::delete(&self.locks, asked).await?;
         Ok(Response::new(DeleteSnapshotResponse {}))
     }
 
@@ -140,16 +197,21 @@ impl Controller for ControllerService {
         &self,
         request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<ListSnapshotsResponse>, Status> {
-        snapshots::list(request.into_inner())
-            .await
-            .map(Response::new)
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        snapshots::list(asked).await.map(Response::new)
     }
 
     async fn get_snapshot(
         &self,
-        _request: Request<GetSnapshotRequest>,
+        request: Request<GetSnapshotRequest>,
     ) -> Result<Response<GetSnapshotResponse>, Status> {
-        not_offered("GetSnapshot")
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        let snapshot = snapshots::get(asked).await?;
+        Ok(Response::new(GetSnapshotResponse {
+            snapshot: Some(snapshot),
+        }))
     }
 
     async fn controller_publish_volume(
@@ -168,23 +230,29 @@ impl Controller for ControllerService {
 
     async fn list_volumes(
         &self,
-        _request: Request<ListVolumesRequest>,
+        request: Request<ListVolumesRequest>,
     ) -> Result<Response<ListVolumesResponse>, Status> {
-        not_offered("ListVolumes")
+        let secret = self.secret("ListVolumes").await?;
+        listing::list(&secret, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn get_capacity(
         &self,
-        _request: Request<GetCapacityRequest>,
+        request: Request<GetCapacityRequest>,
     ) -> Result<Response<GetCapacityResponse>, Status> {
-        not_offered("GetCapacity")
+        listing::capacity(request.get_ref()).map(Response::new)
     }
 
     async fn controller_get_volume(
         &self,
-        _request: Request<ControllerGetVolumeRequest>,
+        request: Request<ControllerGetVolumeRequest>,
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
-        not_offered("ControllerGetVolume")
+        let secret = self.secret("ControllerGetVolume").await?;
+        listing::get(&secret, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn controller_modify_volume(

@@ -3,8 +3,11 @@
 use tonic::Status;
 
 use crate::blob::{Advice, StorageError};
+use crate::filesystem::FilesystemError;
+use crate::filesystem::format::PrepareError;
 use crate::node::NodeError;
 use crate::node::api::ErrorCode;
+use crate::node::client::ClientError;
 use crate::volume::OpenError;
 
 /// A storage error as the caller's next step needs it.
@@ -38,6 +41,47 @@ pub fn of_account(error: &NodeError) -> Status {
         ErrorCode::BadAccount | ErrorCode::InvalidRequest => {
             Status::invalid_argument(error.to_string())
         }
+        _ => Status::internal(error.to_string()),
+    }
+}
+
+/// What the daemon answered, or did not.
+pub fn of_daemon(error: &ClientError) -> Status {
+    let text = error.to_string();
+    let ClientError::Refused(refused) = error else {
+        return Status::unavailable(text);
+    };
+    match refused.code {
+        ErrorCode::NoSuchBlob | ErrorCode::NotAttached => Status::not_found(text),
+        ErrorCode::BadAccount | ErrorCode::InvalidRequest => Status::invalid_argument(text),
+        ErrorCode::Busy
+        | ErrorCode::Overloaded
+        | ErrorCode::Stopping
+        | ErrorCode::Cancelled
+        | ErrorCode::StoreUnreachable => Status::unavailable(text),
+        ErrorCode::StoreRefused => Status::permission_denied(text),
+        ErrorCode::Leased
+        | ErrorCode::InUse
+        | ErrorCode::AlreadyAttached
+        | ErrorCode::NameInUse
+        | ErrorCode::BlobExists
+        | ErrorCode::UnusableBlob => Status::failed_precondition(text),
+        _ => Status::internal(text),
+    }
+}
+
+/// A disk that could not be given its filesystem.
+pub fn of_preparing(error: &PrepareError) -> Status {
+    match error {
+        PrepareError::Filesystem(error) => of_filesystem(error),
+        PrepareError::Daemon(error) => of_daemon(error),
+    }
+}
+
+/// What is on a disk, or a tool that failed.
+pub fn of_filesystem(error: &FilesystemError) -> Status {
+    match error {
+        FilesystemError::Refused { .. } => Status::failed_precondition(error.to_string()),
         _ => Status::internal(error.to_string()),
     }
 }

@@ -21,7 +21,7 @@ impl Locks {
     ///
     /// # Errors
     /// ABORTED while another call has it.
-    pub fn take(&self, name: impl ToString) -> Result<Held, Status> {
+    pub fn take(&self, name: &(impl ToString + ?Sized)) -> Result<Held, Status> {
         let name = name.to_string();
         let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !names.insert(name.clone()) {

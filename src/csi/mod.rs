@@ -1,13 +1,16 @@
-//! The CSI driver `csi-dysk`: identity and controller services on a UNIX
+//! The CSI driver `csi-dysk`: identity, controller and node services on a UNIX
 //! socket. What they do to the store lives in `volume` and `blob`; here are
 //! the specification's rules: names, idempotence, sizes, error codes.
 
+mod authority;
 mod capability;
 mod controller;
 mod failure;
 pub mod handle;
 mod identity;
+mod listing;
 mod locks;
+pub mod node;
 mod parameters;
 mod secrets;
 pub mod server;
@@ -22,6 +25,8 @@ use clap::{Parser, ValueEnum};
 
 pub use controller::ControllerService;
 pub use identity::IdentityService;
+pub use node::NodeService;
+use server::Services;
 
 /// The driver's name, in the cluster and in GetPluginInfo.
 pub const DRIVER: &str = "csi-dysk";
@@ -38,6 +43,11 @@ pub mod v1 {
 pub enum Mode {
     /// The controller: makes, grows, snapshots and deletes volumes.
     Controller,
+    /// The node: volumes from the store to a pod's path. Runs as root beside
+    /// dyskd.
+    Node,
+    /// Both.
+    All,
 }
 
 /// The CSI driver for page blobs as disks.
@@ -50,6 +60,42 @@ pub struct Options {
     /// Where to listen: unix:///PATH
     #[arg(long, value_name = "URL", value_parser = socket_path)]
     endpoint: PathBuf,
+    /// What the cluster calls this node; for the node service
+    #[arg(
+        long,
+        value_name = "NODE",
+        required_if_eq_any([("mode", "node"), ("mode", "all")]),
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    node_id: Option<String>,
+    /// Where dyskd listens; for the node service
+    #[arg(long, value_name = "PATH", default_value = "/run/dysk/dyskd.sock")]
+    dyskd_socket: PathBuf,
+    /// A Secret mounted as a folder, for calls that bring none; for the
+    /// controller
+    #[arg(long, value_name = "DIR")]
+    secrets_dir: Option<PathBuf>,
+    /// The most volumes this node takes; by its memory when left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_volumes: Option<u32>,
+}
+
+impl Options {
+    fn services(&self) -> Services {
+        let node = self
+            .node_id
+            .as_ref()
+            .filter(|_| self.mode != Mode::Controller);
+        Services {
+            controller: (self.mode != Mode::Node)
+                .then(|| ControllerService::with_default_secret(self.secrets_dir.clone())),
+            node: node.map(|id| NodeService::new(id, &self.dyskd_socket, self.max_volumes)),
+            identity: match self.mode {
+                Mode::Controller => IdentityService::default(),
+                _ => IdentityService::of_node(&self.dyskd_socket),
+            },
+        }
+    }
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, String> {
@@ -78,7 +124,7 @@ pub fn main(arguments: Vec<OsString>) -> Result<ExitCode, anyhow::Error> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
-        .block_on(server::run(&options.endpoint))?;
+        .block_on(server::run(&options.endpoint, options.services()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -11,14 +11,7 @@ use crate::blob::vhd::Layout;
 const SIDECARS: &str = "csi.storage.k8s.io/";
 
 /// Those that only the node needs: handed on in the volume context.
-const FOR_THE_NODE: [&str; 6] = [
-    "cachingMode",
-    "connections",
-    "ioDeadline",
-    "integrity",
-    "iops",
-    "bandwidth",
-];
+const FOR_THE_NODE: [&str; 4] = ["cachingMode", "connections", "ioDeadline", "integrity"];
 
 /// What a StorageClass asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +88,11 @@ impl Parameters {
                     parsed.endpoint = Some(value.clone());
                 }
                 "realm" => parsed.realm = Some(value.clone()),
+                "iops" | "bandwidth" | "tier" => {
+                    return refuse(format!(
+                        "parameter {name}: this version cannot limit or tier a volume: leave it out"
+                    ));
+                }
                 "csiProvisionerSecretName" => {
                     return refuse(format!(
                         "parameter {name}: write csi.storage.k8s.io/provisioner-secret-name"
@@ -136,19 +134,11 @@ fn check_for_node(name: &str, value: &str) -> Result<(), Status> {
             value.parse::<u32>().is_ok_and(|n| (1..=16).contains(&n)),
             "a number from 1 to 16",
         ),
-        "iops" => (
-            value.parse::<u32>().is_ok_and(|n| n > 0),
-            "a number above 0",
-        ),
-        "bandwidth" => (
-            value
-                .parse::<crate::size::ByteSize>()
-                .is_ok_and(|size| size.0 > 0),
-            "bytes a second, such as 60MiB",
-        ),
         _ => (
-            value.parse::<jiff::SignedDuration>().is_ok(),
-            "a duration, such as 5m",
+            value
+                .parse::<jiff::SignedDuration>()
+                .is_ok_and(|deadline| deadline.as_millis() > 0),
+            "a duration above 0, such as 5m",
         ),
     };
     if good {
@@ -177,7 +167,6 @@ mod tests {
             ("format", "raw"),
             ("cachingMode", "read-write"),
             ("ioDeadline", "5m"),
-            ("bandwidth", "60MiB"),
             ("csi.storage.k8s.io/fstype", "xfs"),
         ])
         .expect("known");
@@ -185,7 +174,7 @@ mod tests {
             (parsed.container.as_str(), parsed.layout),
             ("disks", Layout::Raw)
         );
-        assert_eq!(parsed.context.len(), 3);
+        assert_eq!(parsed.context.len(), 2);
     }
 
     #[test]
@@ -201,6 +190,11 @@ mod tests {
                 "connections",
                 "0",
                 "parameter connections: \"0\" is not a number from 1 to 16",
+            ),
+            (
+                "iops",
+                "500",
+                "parameter iops: this version cannot limit or tier a volume: leave it out",
             ),
             (
                 "csiProvisionerSecretName",

@@ -10,9 +10,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::Server;
 
+use super::authority::Repaired;
 use super::v1::controller_server::ControllerServer;
 use super::v1::identity_server::IdentityServer;
-use super::{ControllerService, IdentityService};
+use super::v1::node_server::NodeServer;
+use super::{ControllerService, IdentityService, NodeService};
 
 /// Listens at `path`. A socket that nobody listens at any more is replaced; one
 /// in use, and anything that is no socket, is not.
@@ -34,22 +36,36 @@ pub async fn listen(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-/// Serves the controller until `stop` is done and the calls under way have
+/// What a process offers.
+#[derive(Debug, Default)]
+pub struct Services {
+    /// In every mode.
+    pub identity: IdentityService,
+    /// The controller.
+    pub controller: Option<ControllerService>,
+    /// The node.
+    pub node: Option<NodeService>,
+}
+
+/// Serves `services` until `stop` is done and the calls under way have
 /// ended.
 ///
 /// # Errors
 /// The socket fails.
 pub async fn serve(
     listener: UnixListener,
+    services: Services,
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let incoming = futures_util::stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await.map(|(stream, _)| stream);
+        let accepted = listener.accept().await;
+        let accepted = accepted.map(|(stream, _)| Repaired::new(stream));
         Some((accepted, listener))
     });
     Server::builder()
-        .add_service(IdentityServer::new(IdentityService))
-        .add_service(ControllerServer::new(ControllerService::default()))
+        .add_service(IdentityServer::new(services.identity))
+        .add_optional_service(services.controller.map(ControllerServer::new))
+        .add_optional_service(services.node.map(NodeServer::new))
         .serve_with_incoming_shutdown(incoming, stop)
         .await
 }
@@ -58,7 +74,7 @@ pub async fn serve(
 ///
 /// # Errors
 /// The socket cannot be used, or serving fails.
-pub async fn run(path: &Path) -> anyhow::Result<()> {
+pub async fn run(path: &Path, services: Services) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -72,6 +88,13 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    serve(listener, stop).await?;
+    serve(listener, services, stop).await?;
+    // Nobody listens any more; a successor need not find that out.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
+        }
+        _ => {}
+    }
     Ok(())
 }

@@ -101,7 +101,7 @@ pub async fn create(locks: &Locks, asked: CreateSnapshotRequest) -> Result<Snaps
     }
     let handle = Handle::parse(&asked.source_volume_id)
         .ok_or_else(|| Status::not_found(format!("{}: no such volume", asked.source_volume_id)))?;
-    let _held = locks.take(format!("snapshot {}", asked.name))?;
+    let _held = locks.take(&format!("snapshot {}", asked.name))?;
     let account = secrets::open(&asked.secrets, None, None).await?;
     look(&account, &handle).await?;
     let others = found(&account, &handle.container, "").await?;
@@ -150,6 +150,23 @@ pub async fn delete(locks: &Locks, asked: DeleteSnapshotRequest) -> Result<(), S
     volume::delete_snapshot(&blob, &snapshot.time, ATTEMPT_DEADLINE)
         .await
         .map_err(|error| failure::of_volume(&error))
+}
+
+/// GetSnapshot.
+pub async fn get(asked: GetSnapshotRequest) -> Result<Snapshot, Status> {
+    if asked.snapshot_id.is_empty() {
+        return Err(Status::invalid_argument("snapshot id is missing"));
+    }
+    let nowhere = || Status::not_found(format!("{}: no such snapshot", asked.snapshot_id));
+    let wanted = SnapshotHandle::parse(&asked.snapshot_id).ok_or_else(nowhere)?;
+    let account = secrets::open(&asked.secrets, None, None).await?;
+    if account.name() != wanted.volume.account {
+        return Err(nowhere());
+    }
+    let (container, blob) = (&wanted.volume.container, &wanted.volume.blob);
+    let all = found(&account, container, blob).await?;
+    let one = all.into_iter().find(|found| found.handle == wanted);
+    one.ok_or_else(nowhere)?.message()
 }
 
 /// ListSnapshots: one snapshot, those of one volume, or those of the default

@@ -22,10 +22,10 @@ const MIB: u64 = 1 << 20;
 /// A claim that names no size.
 const DEFAULT_SIZE: u64 = 1 << 30;
 /// The largest disk in whole MiB: the footer needs some room too.
-const LARGEST: u64 = LARGEST_BLOB - MIB;
+pub const LARGEST: u64 = LARGEST_BLOB - MIB;
 
 /// For which name the blob was made, in its metadata.
-const CLAIM: &str = "dyskclaim";
+pub const CLAIM: &str = "dyskclaim";
 /// From what it was made.
 const SOURCE: &str = "dysksource";
 

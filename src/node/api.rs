@@ -8,6 +8,8 @@
 //! | `GET /v1/attachments/NAME` | 200 and the [`Attachment`] |
 //! | `DELETE /v1/attachments/NAME[?force=true]` | 200 and a [`Detached`] |
 //! | `PUT /v1/attachments/NAME/credential` with a [`CredentialChange`] | 200 and the [`Attachment`] |
+//! | `GET /v1/attachments/NAME/format` | 200 and a [`FormatState`](crate::volume::FormatState) |
+//! | `PUT /v1/attachments/NAME/format` with a [`FormatMark`](crate::volume::FormatMark) | 200 and the same |
 //! | `GET /v1/version` | 200 and a [`Version`] |
 //! | `GET /v1/health` | 200 and a [`Health`] |
 //!

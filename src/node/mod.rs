@@ -16,6 +16,7 @@ mod detach;
 pub mod dysktab;
 mod entry;
 pub mod error;
+mod format;
 mod handover;
 mod link;
 pub mod memory;

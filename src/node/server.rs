@@ -202,6 +202,22 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
                 None => Err(no_such_path(&path)),
             }
         }
+        Some(rest) if rest.starts_with("attachments/") && rest.ends_with("/format") => {
+            let name = &rest["attachments/".len()..rest.len() - "/format".len()];
+            match method {
+                Method::GET => Ok(json(
+                    StatusCode::OK,
+                    &registry.format_state(&parse(name)?).await?,
+                )),
+                Method::PUT => {
+                    let name = parse(name)?;
+                    let mark = read(request).await?;
+                    let mark = registry.set_format_mark(&name, mark).await?;
+                    Ok(json(StatusCode::OK, &mark))
+                }
+                _ => wrong_method("GET, PUT"),
+            }
+        }
         Some(rest) => match rest.strip_prefix("attachments/") {
             Some(name) if method == Method::GET => {
                 Ok(json(StatusCode::OK, &registry.get(&parse(name)?)?))

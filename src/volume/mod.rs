@@ -10,6 +10,7 @@ mod cache;
 mod copy;
 mod create;
 mod disk;
+mod format_mark;
 mod gate;
 mod grow;
 mod intent;
@@ -39,6 +40,7 @@ pub use cache::{
 };
 pub use copy::{Copied, CopyPlan, copy};
 pub use create::{LARGEST_BLOB, check_size, create, create_with, delete};
+pub use format_mark::{FormatError, FormatMark, FormatState};
 use gate::Gate;
 pub use grow::{Disk, grow, inspect};
 use io::Io;
