@@ -18,7 +18,7 @@ test: ## Everything that has to pass before a change lands.
 	tests/setup test
 	$(MAKE) --no-print-directory lint
 	$(CARGO) build --bins --tests
-	$(CARGO) test
+	tests/all
 
 lint:
 	$(CARGO) fmt --check
