@@ -261,7 +261,11 @@ fn guest_format() {
     // What is on it, and what the refusal says.
     let cases = [
         ("xfs", "mkfs.xfs -q $d", "xfs is on it"),
-        ("table", "echo ,,L | sfdisk -q --no-reread --no-tell-kernel $d", "partition table"),
+        (
+            "table",
+            "echo ,,L | sfdisk -q --no-reread --no-tell-kernel $d",
+            "partition table",
+        ),
         (
             "luks",
             "printf 'LUKS\\272\\276\\0\\1' | dd of=$d conv=notrunc,fsync",
