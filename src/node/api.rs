@@ -10,6 +10,8 @@
 //! | `POST /v1/attachments/NAME/resize` with a [`ResizeRequest`] | 200 and the [`Attachment`] |
 //! | `POST /v1/attachments/NAME/snapshot` with a [`SnapshotRequest`] | 200 and a [`SnapshotTaken`] |
 //! | `PUT /v1/attachments/NAME/credential` with a [`CredentialChange`] | 200 and the [`Attachment`] |
+//! | `GET /v1/attachments/NAME/format` | 200 and a [`FormatState`](crate::volume::FormatState) |
+//! | `PUT /v1/attachments/NAME/format` with a [`FormatMark`](crate::volume::FormatMark) | 200 and the same |
 //! | `GET /v1/version` | 200 and a [`Version`] |
 //! | `GET /v1/health` | 200 and a [`Health`] |
 //!

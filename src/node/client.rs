@@ -18,6 +18,7 @@ use super::api::{
     ErrorAnswer, ErrorBody, Health, ResizeRequest, SnapshotRequest, SnapshotTaken, Stage, Version,
 };
 use super::name::AttachmentName;
+use crate::volume::{FormatMark, FormatState};
 
 /// For requests that the daemon answers from memory.
 const QUICK: Duration = Duration::from_secs(10);
@@ -171,6 +172,32 @@ impl Client {
         let path = format!("/v1/attachments/{name}/credential");
         let answer = self.send(Method::PUT, &path, body.into()).await?;
         self.finish(answer).await
+    }
+
+    /// Whether the disk may be formatted. Waits for the store.
+    ///
+    /// # Errors
+    /// [`ClientError`]: then nothing is known.
+    pub async fn format_state(&self, name: &AttachmentName) -> Result<FormatState, ClientError> {
+        let path = format!("/v1/attachments/{name}/format");
+        let answer = self.send(Method::GET, &path, Bytes::new()).await?;
+        self.finish(answer).await
+    }
+
+    /// Sets the mark of a format.
+    ///
+    /// # Errors
+    /// [`ClientError`]: then it may be set or not.
+    pub async fn set_format_mark(
+        &self,
+        name: &AttachmentName,
+        mark: &FormatMark,
+    ) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(mark).map_err(|e| self.broken(e))?;
+        let path = format!("/v1/attachments/{name}/format");
+        let answer = self.send(Method::PUT, &path, body.into()).await?;
+        let _set: FormatMark = self.finish(answer).await?;
+        Ok(())
     }
 
     /// Every attachment, by name.

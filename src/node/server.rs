@@ -219,7 +219,17 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
                     let taken = registry.snapshot(&name, read(request).await?).await?;
                     Ok(json(StatusCode::OK, &taken))
                 }
+                (Some("format"), &Method::GET) => {
+                    let state = registry.format_state(&parse(name)?).await?;
+                    Ok(json(StatusCode::OK, &state))
+                }
+                (Some("format"), &Method::PUT) => {
+                    let name = parse(name)?;
+                    let mark = registry.set_format_mark(&name, read(request).await?).await?;
+                    Ok(json(StatusCode::OK, &mark))
+                }
                 (None, _) => wrong_method("GET, DELETE"),
+                (Some("format"), _) => wrong_method("GET, PUT"),
                 (Some("credential"), _) => wrong_method("PUT"),
                 (Some("resize" | "snapshot"), _) => wrong_method("POST"),
                 (Some(_), _) => Err(no_such_path(&path)),

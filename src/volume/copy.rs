@@ -17,7 +17,7 @@ use super::create::remove;
 use super::grow::{self, grow};
 use super::open::unusable;
 use super::patience::patiently;
-use super::snapshot::{create_snapshot, delete_snapshot, encode};
+use super::snapshot::{create_snapshot, delete_snapshot, metadata_text};
 use crate::blob::{Conditions, CopyStatus, Effect, PageBlob, Properties, StorageError};
 
 const COPYING: &str = "dyskcopying";
@@ -77,7 +77,7 @@ pub async fn copy(
     deadline: Duration,
 ) -> Result<Copied, OpenError> {
     let none = Conditions::default();
-    let mark = encode(&plan.mark);
+    let mark = metadata_text(&plan.mark);
     let snapshot_name = format!("copy to {}", new.address());
     let mut look = SHORTEST_LOOK;
     let mut begun = false;

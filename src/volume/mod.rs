@@ -10,6 +10,7 @@ mod cache;
 mod copy;
 mod create;
 mod disk;
+mod format_mark;
 mod gate;
 mod grow;
 mod grow_open;
@@ -42,6 +43,7 @@ pub use cache::{
 };
 pub use copy::{Copied, CopyPlan, copy};
 pub use create::{LARGEST_BLOB, check_size, create, create_with, delete};
+pub use format_mark::{FormatError, FormatMark, FormatState};
 use gate::Gate;
 pub use grow::{Disk, grow, inspect};
 use io::Io;
@@ -49,7 +51,9 @@ use keeper::Keeper;
 pub use keeper::answers as keepers_answer;
 pub use pace::{AccountPace, Pace, Permit, Throttled};
 use range_lock::RangeLock;
-pub use snapshot::{Snapshot, create_snapshot, delete_snapshot, list_snapshots, snapshot_name};
+pub use snapshot::{
+    Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
+};
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;

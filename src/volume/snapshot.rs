@@ -28,7 +28,8 @@ pub struct Snapshot {
 }
 
 /// Text as a metadata value: any text in, ASCII without blanks out.
-pub fn encode(text: &str) -> String {
+#[must_use]
+pub fn metadata_text(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
@@ -107,7 +108,7 @@ pub(super) fn check_name(blob: &PageBlob, name: &str) -> Result<(), OpenError> {
 /// blob's, which says how the disk lies in it while it grows: so both.
 pub(super) fn named(mut metadata: Vec<(String, String)>, name: &str) -> Vec<(String, String)> {
     metadata.retain(|(key, _)| key != KEY);
-    metadata.push((KEY.to_owned(), encode(name)));
+    metadata.push((KEY.to_owned(), metadata_text(name)));
     metadata
 }
 
