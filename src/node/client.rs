@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 use super::api::{
     AttachEvent, AttachRequest, Attachment, AttachmentList, CredentialChange, Detached,
-    ErrorAnswer, ErrorBody, Health, Stage, Version,
+    ErrorAnswer, ErrorBody, Health, ResizeRequest, SnapshotRequest, SnapshotTaken, Stage, Version,
 };
 use super::name::AttachmentName;
 use crate::volume::{FormatMark, FormatState};
@@ -122,6 +122,40 @@ impl Client {
     ) -> Result<Detached, ClientError> {
         let path = format!("/v1/attachments/{name}?force={force}");
         let answer = self.send(Method::DELETE, &path, Bytes::new()).await?;
+        self.finish(answer).await
+    }
+
+    /// Grows an attached disk to at least `size_bytes`, in use or not, and
+    /// answers with the attachment as it is then. Safe to repeat.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the disk has its old size or the new one.
+    pub async fn resize(
+        &self,
+        name: &AttachmentName,
+        size_bytes: u64,
+    ) -> Result<Attachment, ClientError> {
+        let body = serde_json::to_vec(&ResizeRequest { size_bytes }).map_err(|e| self.broken(e))?;
+        let path = format!("/v1/attachments/{name}/resize");
+        let answer = self.send(Method::POST, &path, body.into()).await?;
+        self.finish(answer).await
+    }
+
+    /// Takes a snapshot of an attached disk, or finds the one of that name.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the snapshot may be there then, a repeat finds it.
+    pub async fn snapshot(
+        &self,
+        name: &AttachmentName,
+        snapshot: &str,
+    ) -> Result<SnapshotTaken, ClientError> {
+        let request = SnapshotRequest {
+            name: snapshot.to_owned(),
+        };
+        let body = serde_json::to_vec(&request).map_err(|e| self.broken(e))?;
+        let path = format!("/v1/attachments/{name}/snapshot");
+        let answer = self.send(Method::POST, &path, body.into()).await?;
         self.finish(answer).await
     }
 
