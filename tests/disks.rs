@@ -373,6 +373,42 @@ fn an_interrupted_copy_is_no_disk_until_a_repeat_brings_it_to_its_end() {
 }
 
 #[test]
+fn a_copy_takes_no_old_snapshot_and_leaves_none() {
+    let (store, source) = with_source();
+    let new = store.blob("copy.vhd");
+    let copy = |size| {
+        let wanted = plan("a", size);
+        store.block_on(volume::copy(&source, &new, &wanted, |_, _| {}, DEADLINE))
+    };
+    let left = || {
+        let left = store.block_on(volume::list_snapshots(&source, DEADLINE));
+        left.expect("a list").len()
+    };
+    // A call that died between its snapshot and the copy, long ago.
+    let name = format!("copy to {}", new.address());
+    store
+        .block_on(volume::create_snapshot(&source, &name, DEADLINE))
+        .expect("taken");
+    write(&store, &source, 512, 7);
+    copy(Some(512)).expect_err("too small");
+    assert_eq!(left(), 0, "of a copy that was refused");
+    store
+        .block_on(volume::create_snapshot(&source, &name, DEADLINE))
+        .expect("taken");
+    write(&store, &source, 1024, 8);
+    assert_eq!(copy(None).expect("copied"), Copied::Now(OLD));
+    assert_eq!(read(&store, &new, Range::at(512, 512)), [7; 512]);
+    assert_eq!(read(&store, &new, Range::at(1024, 512)), [8; 512]);
+    assert_eq!(left(), 0);
+    // One that died after the copy, before it deleted the snapshot.
+    store
+        .block_on(volume::create_snapshot(&source, &name, DEADLINE))
+        .expect("taken");
+    assert_eq!(copy(None).expect("copied"), Copied::Before(OLD));
+    assert_eq!(left(), 0);
+}
+
+#[test]
 fn a_copy_that_was_aborted_leaves_nothing() {
     let (store, source) = with_source();
     let slow = SettingsChange {

@@ -1,6 +1,7 @@
 //! `dyskctl`: one file per command group. `attach`, `detach`, `list` and
-//! `status` are clients of the daemon; `create`, `delete`, `resize`, `snapshot`
-//! and `serve` go to the store themselves and need no daemon.
+//! `status` are clients of the daemon; `create`, `delete` and `serve` go to the
+//! store themselves and need no daemon; `resize` and `snapshot` ask the daemon
+//! for what is attached here and the store for everything else.
 //!
 //! Standard output carries what was asked for and nothing else; an error is
 //! one line on standard error. Exit codes: 0, 1 (it failed), 2 (usage), 130
@@ -12,6 +13,7 @@ mod copy;
 mod credential;
 mod detach;
 mod error;
+mod here;
 mod list;
 mod output;
 mod policy;
@@ -96,7 +98,7 @@ enum Command {
     Create(provision::CreateOptions),
     /// Delete a volume's blob and its snapshots
     Delete(provision::DeleteOptions),
-    /// Grow a volume that is not attached
+    /// Grow a volume, attached on this node or nowhere
     Resize(resize::Options),
     /// Take, list and delete snapshots of a volume
     #[command(subcommand)]

@@ -56,6 +56,8 @@ pub(super) struct Shared {
 pub(super) struct Table {
     pub entries: BTreeMap<AttachmentName, Entry>,
     pub stopping: bool,
+    /// Resizes and snapshots under way: nothing is handed over meanwhile.
+    pub changes: usize,
     /// Another daemon is taking everything over.
     pub handing_over: bool,
 }
@@ -288,6 +290,30 @@ impl Registry {
         entry.ok_or_else(|| unknown(name))
     }
 
+    /// Begins a change of what `name` is attached to, which has to end before
+    /// the daemon hands over or stops.
+    pub(super) fn begin_change(
+        &self,
+        name: &AttachmentName,
+    ) -> Result<(Change, Entry, Arc<Parts>), NodeError> {
+        let mut table = self.0.lock();
+        if table.stopping || table.handing_over {
+            return Err(stopping());
+        }
+        let entry = table.entries.get(name).cloned();
+        let entry = entry.ok_or_else(|| unknown(name))?;
+        let Phase::Attached(parts) = &entry.phase else {
+            let state = entry.view().state;
+            return Err(NodeError::new(
+                ErrorCode::Busy,
+                format!("{name} is {state}: try again when it is attached"),
+            ));
+        };
+        let parts = parts.clone();
+        table.changes += 1;
+        Ok((Change(self.clone()), entry, parts))
+    }
+
     /// Puts another request into the entry `id`; says whether it is there.
     pub(super) fn set_request(
         &self,
@@ -430,8 +456,18 @@ impl Registry {
         }
     }
 
-    fn poke(&self) {
+    pub(super) fn poke(&self) {
         self.0.changed.send_replace(());
+    }
+}
+
+/// A resize or snapshot under way, until dropped.
+pub(super) struct Change(Registry);
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        self.0.0.lock().changes -= 1;
+        self.0.poke();
     }
 }
 
@@ -451,20 +487,20 @@ impl Shared {
             .map_err(|e| NodeError::internal(format!("cannot write {}: {e}", path.display())))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
         // Nothing that runs under the lock leaves the table half changed.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn unknown(name: &AttachmentName) -> NodeError {
+pub(super) fn unknown(name: &AttachmentName) -> NodeError {
     NodeError::new(
         ErrorCode::NotAttached,
         format!("nothing is attached as {name}: see `dyskctl list`"),
     )
 }
 
-fn stopping() -> NodeError {
+pub(super) fn stopping() -> NodeError {
     NodeError::new(
         ErrorCode::Stopping,
         "dyskd is stopping: try again when it runs",

@@ -189,33 +189,52 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
         }
         Some("version" | "health") => wrong_method("GET"),
         Some("attachments") => wrong_method("GET, POST"),
-        Some(rest) if rest.ends_with("/credential") => {
-            let name = rest.strip_prefix("attachments/");
-            match name.and_then(|rest| rest.strip_suffix("/credential")) {
-                Some(name) if method == Method::PUT => {
+        Some(rest) => {
+            let rest = rest.strip_prefix("attachments/");
+            let rest = rest.ok_or_else(|| no_such_path(&path))?;
+            let (name, part) = match rest.rsplit_once('/') {
+                Some((name, part)) => (name, Some(part)),
+                None => (rest, None),
+            };
+            match (part, &method) {
+                (None, &Method::GET) => Ok(json(StatusCode::OK, &registry.get(&parse(name)?)?)),
+                (None, &Method::DELETE) => {
+                    let force = flag(&query, "force")?;
+                    let detached = registry.detach(&parse(name)?, force).await?;
+                    Ok(json(StatusCode::OK, &detached))
+                }
+                (Some("credential"), &Method::PUT) => {
                     let name = parse(name)?;
                     let change = read(request).await?;
                     let attachment = registry.replace_credential(&name, change).await?;
                     Ok(json(StatusCode::OK, &attachment))
                 }
-                Some(_) => wrong_method("PUT"),
-                None => Err(no_such_path(&path)),
+                (Some("resize"), &Method::POST) => {
+                    let name = parse(name)?;
+                    let attachment = registry.resize(&name, read(request).await?).await?;
+                    Ok(json(StatusCode::OK, &attachment))
+                }
+                (Some("snapshot"), &Method::POST) => {
+                    let name = parse(name)?;
+                    let taken = registry.snapshot(&name, read(request).await?).await?;
+                    Ok(json(StatusCode::OK, &taken))
+                }
+                (Some("format"), &Method::GET) => Ok(json(
+                    StatusCode::OK,
+                    &registry.format_state(&parse(name)?).await?,
+                )),
+                (Some("format"), &Method::PUT) => {
+                    let name = parse(name)?;
+                    let mark = registry.set_format_mark(&name, read(request).await?).await?;
+                    Ok(json(StatusCode::OK, &mark))
+                }
+                (None, _) => wrong_method("GET, DELETE"),
+                (Some("credential"), _) => wrong_method("PUT"),
+                (Some("resize" | "snapshot"), _) => wrong_method("POST"),
+                (Some("format"), _) => wrong_method("GET, PUT"),
+                (Some(_), _) => Err(no_such_path(&path)),
             }
         }
-        Some(rest) => match rest.strip_prefix("attachments/") {
-            Some(name) if method == Method::GET => {
-                Ok(json(StatusCode::OK, &registry.get(&parse(name)?)?))
-            }
-            Some(name) if method == Method::DELETE => {
-                let force = flag(&query, "force")?;
-                Ok(json(
-                    StatusCode::OK,
-                    &registry.detach(&parse(name)?, force).await?,
-                ))
-            }
-            Some(_) => wrong_method("GET, DELETE"),
-            None => Err(no_such_path(&path)),
-        },
         None => Err(no_such_path(&path)),
     }
 }

@@ -26,12 +26,13 @@ const STOP_PATIENCE: Duration = Duration::from_secs(60);
 pub(super) async fn stop(registry: &Registry, notifier: Option<&Arc<Notifier>>) {
     registry.begin_stop();
     let settled = registry.wait_until(|table| {
-        !table.entries.values().any(|e| {
-            matches!(
-                e.phase,
-                Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)
-            )
-        })
+        table.changes == 0
+            && !table.entries.values().any(|e| {
+                matches!(
+                    e.phase,
+                    Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_)
+                )
+            })
     });
     if tokio::time::timeout(STOP_PATIENCE, settled).await.is_err() {
         tracing::error!("an attach or detach does not end; leaving its record");

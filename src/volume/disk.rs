@@ -46,13 +46,16 @@ impl<S: PageStore> Volume<S> {
     }
 
     fn within(&self, offset: u64, len: u64) -> Option<Range> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.size)?;
+        let end = offset.checked_add(len).filter(|end| *end <= self.size())?;
         Some(Range { start: offset, end })
     }
 
     fn for_reading(&self, offset: u64, len: u64) -> Result<Range, DeviceError> {
         self.within(offset, len).ok_or_else(|| {
-            DeviceError::Invalid(format!("{offset}+{len} is beyond the end at {}", self.size))
+            DeviceError::Invalid(format!(
+                "{offset}+{len} is beyond the end at {}",
+                self.size()
+            ))
         })
     }
 
@@ -138,7 +141,7 @@ impl<S: PageStore> Volume<S> {
 impl<S: PageStore> BlockDevice for Volume<S> {
     fn geometry(&self) -> Geometry {
         Geometry {
-            size: self.size,
+            size: self.size(),
             preferred_block: PREFERRED_BLOCK,
             max_payload: LARGEST_PAYLOAD,
             read_only: self.io.lease.is_none(),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::hold::Hold;
 use super::judge::{self, Verdict};
 use super::pace::{Pace, Permit};
 use super::standing::{Fenced, Standing};
@@ -108,6 +109,8 @@ pub struct Io<S> {
     pub(super) integrity: Checksum,
     /// Requests sent to the store.
     pub(super) requests: AtomicU64,
+    /// Keeps changes back while the blob's entity tag has to stay as it is.
+    pub(super) hold: Hold,
     pub(super) trouble: Trouble,
     pub(super) pace: Pace,
 }
@@ -288,6 +291,7 @@ impl<S: PageStore> Io<S> {
                 .await?
                 .map_err(|fenced| self.fenced(&fenced))?;
             // Before the bound is drawn: what only waits here is owed to nobody.
+            let inside = unless_gone(self.hold.enter()).await?;
             let permit = unless_gone(self.permit(change.bytes(), pauses.again())).await??;
             let unsettled = unless_gone(self.standing.begin())
                 .await?
@@ -313,6 +317,7 @@ impl<S: PageStore> Io<S> {
                     let raised = unless_gone(self.standing.raise_past(bound)).await?;
                     if raised.is_ok() {
                         unsettled.settle();
+                        drop(inside);
                         unless_gone(pauses.pause(verdict, &error)).await?;
                     }
                     raised
@@ -320,15 +325,18 @@ impl<S: PageStore> Io<S> {
                 Verdict::Refence => {
                     let bound = unsettled.bound();
                     unsettled.settle();
+                    drop(inside);
                     unless_gone(self.standing.raise_past(bound)).await?
                 }
                 Verdict::ConfirmLease => {
                     unsettled.settle();
+                    drop(inside);
                     self.trouble.waiting(&error, "confirming the lease");
                     unless_gone(self.standing.confirm_lease()).await?
                 }
                 Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                     unsettled.settle();
+                    drop(inside);
                     self.waits(verdict, &error, "writing again");
                     unless_gone(pauses.pause(verdict, &error)).await?;
                     Ok(())

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use super::cache::{self, Cache};
 use super::copy;
+use super::hold::Hold;
 use super::intent::{self, Intent};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
@@ -450,6 +451,7 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         io_deadline: options.io_deadline,
         integrity: options.integrity,
         requests: AtomicU64::new(0),
+        hold: Hold::default(),
         trouble: Trouble::default(),
         pace: options.pace.clone().unwrap_or_default().join(),
     }

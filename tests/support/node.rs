@@ -348,6 +348,12 @@ impl Device for SocketDevice {
         })
     }
 
+    fn resize(&self, size: u64) -> BoxFuture<'_, Result<(), TransportError>> {
+        let entry = format!("resize {} to {size}", self.name);
+        self.log.lock().expect("lock").push(entry);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn park(&self) -> BoxFuture<'_, Vec<Parked>> {
         unreachable!("sockets of clients are not handed over here")
     }
