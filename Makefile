@@ -40,6 +40,7 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	DYSK_POWER_CUTS=30 $(CARGO) test --test kernel_power -- --nocapture
 	DYSK_DATABASE_CUTS=20 $(CARGO) test --test kernel_databases -- --nocapture
 	DYSK_OUTAGE_SECONDS=600 $(CARGO) test --test kernel_storms -- --nocapture
+	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel_disks -- --nocapture
 	$(CARGO) test --test kernel_memory -- --ignored
 
 audit: ## Licences, bans and advisories by cargo-deny; fetches the advisory database.

@@ -18,6 +18,7 @@ mod list;
 mod output;
 mod policy;
 mod provision;
+mod pv;
 mod resize;
 mod serve;
 mod snapshot;
@@ -106,6 +107,8 @@ enum Command {
     /// Show unflushed writes left on this node, put them back or drop them
     #[command(subcommand)]
     Staging(staging::Command),
+    /// Print a static PersistentVolume for a blob that is there already
+    Pv(pv::Options),
     /// Export a volume to NBD clients, without daemon or kernel
     Serve(serve::Options),
     /// Show the versions of dyskctl and dyskd
@@ -167,6 +170,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Resize(options) => resize::run(global, options).await,
         Command::Snapshot(command) => snapshot::run(global, command).await,
         Command::Staging(command) => staging::run(global, command),
+        Command::Pv(options) => pv::run(global, options).await,
         Command::Serve(options) => serve::run(global, options).await,
         Command::Version => version::run(global).await,
     }

@@ -9,6 +9,7 @@ pub mod account;
 mod admission;
 pub mod api;
 mod attach;
+mod change;
 pub mod client;
 mod credential;
 pub mod daemon;

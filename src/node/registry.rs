@@ -290,30 +290,6 @@ impl Registry {
         entry.ok_or_else(|| unknown(name))
     }
 
-    /// Begins a change of what `name` is attached to, which has to end before
-    /// the daemon hands over or stops.
-    pub(super) fn begin_change(
-        &self,
-        name: &AttachmentName,
-    ) -> Result<(Change, Entry, Arc<Parts>), NodeError> {
-        let mut table = self.0.lock();
-        if table.stopping || table.handing_over {
-            return Err(stopping());
-        }
-        let entry = table.entries.get(name).cloned();
-        let entry = entry.ok_or_else(|| unknown(name))?;
-        let Phase::Attached(parts) = &entry.phase else {
-            let state = entry.view().state;
-            return Err(NodeError::new(
-                ErrorCode::Busy,
-                format!("{name} is {state}: try again when it is attached"),
-            ));
-        };
-        let parts = parts.clone();
-        table.changes += 1;
-        Ok((Change(self.clone()), entry, parts))
-    }
-
     /// Puts another request into the entry `id`; says whether it is there.
     pub(super) fn set_request(
         &self,
@@ -458,16 +434,6 @@ impl Registry {
 
     pub(super) fn poke(&self) {
         self.0.changed.send_replace(());
-    }
-}
-
-/// A resize or snapshot under way, until dropped.
-pub(super) struct Change(Registry);
-
-impl Drop for Change {
-    fn drop(&mut self) {
-        self.0.0.lock().changes -= 1;
-        self.0.poke();
     }
 }
 
