@@ -2,8 +2,8 @@
 //! and dyskctl that do as a file says.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ const DYSKCTL: &str = "#!/bin/sh\necho ask >>\"$POD_TEST/asked\"\n[ -e \"$POD_TE
 
 struct Pod {
     dir: TempDir,
+    /// The node's run directory, which its pods share.
+    run_dir: PathBuf,
     script: Option<Child>,
 }
 
@@ -43,7 +45,29 @@ impl Pod {
             fs::write(&path, program).expect("written");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
         }
-        Self { dir, script: None }
+        Self {
+            run_dir: dir.path().join("run"),
+            dir,
+            script: None,
+        }
+    }
+
+    /// A pod of the node whose run directory is given, with the real programs.
+    fn start_real(run_dir: &Path) -> Self {
+        let mut pod = Self::prepare();
+        pod.run_dir = run_dir.to_owned();
+        for (name, program) in [
+            ("dyskd", env!("CARGO_BIN_EXE_dyskd")),
+            ("dyskctl", env!("CARGO_BIN_EXE_dyskctl")),
+        ] {
+            let path = pod.dir.path().join("bin").join(name);
+            fs::remove_file(&path).expect("removed");
+            symlink(program, path).expect("linked");
+        }
+        let mut run = pod.command(&["run", "--takeover", "--keep-attached", "--dysktab=/none"]);
+        let run = run.arg("--run-dir").arg(run_dir).spawn();
+        pod.script = Some(run.expect("it starts"));
+        pod
     }
 
     fn start() -> Self {
@@ -64,7 +88,7 @@ impl Pod {
             .args(words)
             .env("PATH", format!("{}:{path}", at("bin").display()))
             .env("POD_TEST", self.dir.path())
-            .env("DYSK_RUN_DIR", at("run"))
+            .env("DYSK_RUN_DIR", &self.run_dir)
             .env("DYSKD_POD_STATE", at("state"))
             .env("DYSKD_POD_LOOK", "1")
             .env("DYSKD_POD_GIVEN_UP", "1")
@@ -128,7 +152,7 @@ impl Pod {
             assert!(
                 Instant::now() < deadline,
                 "not in time: {what}:\n{}",
-                self.log()
+                self.log() + &self.said()
             );
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -221,6 +245,26 @@ fn a_daemon_that_hangs_is_not_alive() {
     let pod = Pod::start();
     pod.unset("answers");
     assert!(!pod.is("alive") && !pod.is("ready"));
+}
+
+/// As in an upgrade that surges, and in one that is rolled back.
+#[test]
+fn a_second_pod_s_daemon_takes_over_and_the_first_goes_on_after_it() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("dyskd takes root: not run");
+        return;
+    }
+    let node = tempfile::tempdir().expect("temp dir");
+    let run_dir = node.path().join("dysk");
+    let mut first = Pod::start_real(&run_dir);
+    first.eventually("serves", |pod| pod.is("ready"));
+    let mut second = Pod::start_real(&run_dir);
+    second.eventually("has taken over", |pod| pod.is("ready"));
+    first.eventually("stands by", Pod::stands_by);
+    assert!(first.is("alive") && !first.is("ready"));
+    assert!(second.terminate().success());
+    first.eventually("goes on", |pod| pod.is("ready"));
+    assert!(first.terminate().success());
 }
 
 #[test]
