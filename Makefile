@@ -18,7 +18,7 @@ test: ## Everything that has to pass before a change lands.
 	tests/setup test
 	$(MAKE) --no-print-directory lint
 	$(CARGO) build --bins --tests
-	$(CARGO) test
+	tests/all
 
 lint:
 	$(CARGO) fmt --check
@@ -34,7 +34,7 @@ bench: ## Ratios inside one run; see docs/performance.md.
 soak: ## The long forms of what test does briefly; seeds are printed and replay a run.
 	tests/setup test
 	$(CARGO) build --bins --tests
-	DYSK_SIM_HISTORIES=300000 $(CARGO) test --test simulation
+	DYSK_SIM_HISTORIES=30000 $(CARGO) test --test simulation
 	DYSK_LATE_ROUNDS=1000 $(CARGO) test --test late_writes
 	DYSK_KILLS=200 DYSK_TAKEOVERS=50 $(CARGO) test --test kernel_kill -- --nocapture
 	DYSK_POWER_CUTS=30 $(CARGO) test --test kernel_power -- --nocapture
