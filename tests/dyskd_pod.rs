@@ -132,6 +132,23 @@ impl Pod {
         asked.unwrap_or_default().lines().count()
     }
 
+    /// Processes of this pod's that are still there.
+    fn left_behind(&self) -> Vec<String> {
+        let mark = format!("POD_TEST={}", self.dir.path().display());
+        let processes = fs::read_dir("/proc").expect("/proc").flatten();
+        processes
+            .map(|entry| entry.path())
+            .filter(|process| {
+                let environment = fs::read(process.join("environ")).unwrap_or_default();
+                environment
+                    .split(|byte| *byte == 0)
+                    .any(|one| one == mark.as_bytes())
+            })
+            .map(|process| fs::read_to_string(process.join("cmdline")).unwrap_or_default())
+            .filter(|command| !command.is_empty())
+            .collect()
+    }
+
     fn stands_by(&self) -> bool {
         self.dir.path().join("state/handed-over").exists()
     }
@@ -188,11 +205,14 @@ fn a_daemon_that_dies_is_started_again_at_once() {
 
 #[test]
 fn a_daemon_that_cannot_take_over_does_not_bother_the_other_again_and_again() {
-    let pod = Pod::start();
+    let mut pod = Pod::start();
     // It ends, and still somebody answers.
     pod.set("end", "1");
     pod.eventually("it waits", |pod| pod.said().contains("again in 3600 s"));
     assert_eq!(pod.starts(), 1);
+    // Told to end, it leaves nothing behind that goes on sleeping.
+    assert!(pod.terminate().success());
+    assert_eq!(pod.left_behind(), [""; 0]);
 }
 
 #[test]
