@@ -283,6 +283,10 @@ impl<S: PageStore> Io<S> {
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
         let mut pauses = Pauses::default();
         loop {
+            // What waits for a raise is not under way, and takes nobody's room.
+            unless_gone(self.standing.nothing_owed())
+                .await?
+                .map_err(|fenced| self.fenced(&fenced))?;
             // Before the bound is drawn: what only waits here is owed to nobody.
             let permit = unless_gone(self.permit(change.bytes(), pauses.again())).await??;
             let unsettled = unless_gone(self.standing.begin())
