@@ -27,6 +27,10 @@ struct Options {
     /// attached and in use, and it ends
     #[arg(long)]
     takeover: bool,
+    /// At a stop, leave all disks attached for the next dyskd, also those that
+    /// nobody uses: for nodes whose disks are an orchestrator's to detach
+    #[arg(long)]
+    keep_attached: bool,
     /// The table of disks to attach at start
     #[arg(long, value_name = "FILE", default_value = dysktab::PATH)]
     dysktab: PathBuf,
@@ -78,6 +82,7 @@ async fn serve(options: Options, service: Service) -> anyhow::Result<()> {
         takeover: options.takeover,
         cache_budget: options.cache_budget.0,
         dysktab: Some(options.dysktab),
+        keep_attached: options.keep_attached,
         ..Config::default()
     };
     let daemon = Daemon::start_as(config, Arc::new(NbdTransport::new()), service).await?;

@@ -47,6 +47,8 @@ pub struct Config {
     pub takeover: bool,
     /// The table of what is to be attached; none is fine.
     pub dysktab: Option<PathBuf>,
+    /// Whether a clean stop leaves attached what is not in use, too.
+    pub keep_attached: bool,
 }
 
 impl Default for Config {
@@ -57,6 +59,7 @@ impl Default for Config {
             cache_budget: DEFAULT_CACHE_BUDGET,
             takeover: false,
             dysktab: None,
+            keep_attached: false,
         }
     }
 }
@@ -87,6 +90,7 @@ pub struct Daemon {
     notifier: Option<Arc<Notifier>>,
     watchdog: Option<Duration>,
     dysktab: Option<PathBuf>,
+    keep_attached: bool,
 }
 
 impl Daemon {
@@ -162,6 +166,7 @@ impl Daemon {
             notifier,
             watchdog,
             dysktab: config.dysktab,
+            keep_attached: config.keep_attached,
         })
     }
 
@@ -172,7 +177,8 @@ impl Daemon {
     }
 
     /// Serves until `stop` ends, then stops cleanly: no new requests, what is
-    /// not in use is detached, the control socket is removed.
+    /// not in use is detached unless it is to be kept, the control socket is
+    /// removed.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Self {
             registry,
@@ -182,6 +188,7 @@ impl Daemon {
             notifier,
             watchdog,
             dysktab,
+            keep_attached,
         } = self;
         let socket = run_dir.socket();
         if let Some(path) = dysktab {
@@ -194,7 +201,7 @@ impl Daemon {
             if let Some(notifier) = &notifier {
                 notifier.say("STOPPING=1");
             }
-            stop::stop(&registry, notifier.as_ref()).await;
+            stop::stop(&registry, notifier.as_ref(), keep_attached).await;
         };
         let told = async {
             if let Some(notifier) = &notifier {

@@ -4,6 +4,10 @@
 //! one runs. Without, the kernel holds its I/O and sends it again, as after a
 //! crash. Nothing is lost either way; disconnecting would turn a mounted
 //! filesystem's next write into an error.
+//!
+//! Where an orchestrator attaches and detaches, a stop detaches nothing at
+//! all: a disk that a pod was given may just not be open, and would be gone
+//! for it after the daemon's upgrade.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +26,13 @@ use crate::volume::Volume;
 /// How long a stop waits for attaches to unwind and for detaches.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Ends everything. Afterwards the process has to end as well.
-pub(super) async fn stop(registry: &Registry, notifier: Option<&Arc<Notifier>>) {
+/// Ends everything; with `keep_attached`, nothing is detached. Afterwards the
+/// process has to end as well.
+pub(super) async fn stop(
+    registry: &Registry,
+    notifier: Option<&Arc<Notifier>>,
+    keep_attached: bool,
+) {
     registry.begin_stop();
     let settled = registry.wait_until(|table| {
         table.changes == 0
@@ -39,7 +48,7 @@ pub(super) async fn stop(registry: &Registry, notifier: Option<&Arc<Notifier>>) 
     }
     let mut stops = JoinSet::new();
     for entry in registry.entries() {
-        stops.spawn(stop_one(registry.clone(), entry));
+        stops.spawn(stop_one(registry.clone(), entry, keep_attached));
     }
     let mut staying = Vec::new();
     while let Some(stopped) = stops.join_next().await {
@@ -57,8 +66,8 @@ pub(super) async fn stop(registry: &Registry, notifier: Option<&Arc<Notifier>>) 
     }
 }
 
-/// Detaches; the entry, when it stays because it is in use.
-async fn stop_one(registry: Registry, entry: Entry) -> Option<Entry> {
+/// Detaches unless told to keep; the entry, when it stays.
+async fn stop_one(registry: Registry, entry: Entry, keep_attached: bool) -> Option<Entry> {
     let name = &entry.request.name;
     let volume = entry.request.volume();
     let parts = match &entry.phase {
@@ -69,12 +78,16 @@ async fn stop_one(registry: Registry, entry: Entry) -> Option<Entry> {
         }
         Phase::Attaching { .. } | Phase::Recovering(_) | Phase::Detaching(_) => return None,
     };
-    let detach = registry.detach(name, false);
-    let reason = match tokio::time::timeout(STOP_PATIENCE, detach).await {
-        Ok(Ok(_)) => return None,
-        Ok(Err(error)) if error.code == ErrorCode::NotAttached => return None,
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the store does not answer".into(),
+    let reason = if keep_attached {
+        "told to keep what is attached".into()
+    } else {
+        let detach = registry.detach(name, false);
+        match tokio::time::timeout(STOP_PATIENCE, detach).await {
+            Ok(Ok(_)) => return None,
+            Ok(Err(error)) if error.code == ErrorCode::NotAttached => return None,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the store does not answer".into(),
+        }
     };
     if let Some(volume) = &parts.volume {
         leave(volume).await;

@@ -374,6 +374,7 @@ impl Device for SocketDevice {
 pub struct Node {
     pub dir: TempDir,
     pub transport: Arc<SocketTransport>,
+    pub keep_attached: bool,
     running: Option<(oneshot::Sender<()>, std::thread::JoinHandle<()>)>,
 }
 
@@ -385,6 +386,7 @@ impl Node {
         std::fs::create_dir(&disks).expect("disks");
         Self {
             transport: Arc::new(SocketTransport::new(disks)),
+            keep_attached: false,
             dir,
             running: None,
         }
@@ -400,6 +402,7 @@ impl Node {
         daemon::Config {
             run_dir: self.run_dir(),
             link_dir: self.link("").to_owned(),
+            keep_attached: self.keep_attached,
             ..daemon::Config::default()
         }
     }
