@@ -225,7 +225,9 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
                 )),
                 (Some("format"), &Method::PUT) => {
                     let name = parse(name)?;
-                    let mark = registry.set_format_mark(&name, read(request).await?).await?;
+                    let mark = registry
+                        .set_format_mark(&name, read(request).await?)
+                        .await?;
                     Ok(json(StatusCode::OK, &mark))
                 }
                 (None, _) => wrong_method("GET, DELETE"),

@@ -142,6 +142,7 @@ impl<S: PageStore> Io<S> {
 
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
             let permit = self.permit(range.len(), pauses.again()).await?;
@@ -153,7 +154,8 @@ impl<S: PageStore> Io<S> {
             permit.settle(&attempt);
             match attempt {
                 Ok(read) => {
-                    self.standing.blockage.lifted();
+                    under_way.done();
+                    self.standing.blockage.lifted(self.blob.address());
                     let mut data = ReadData::new();
                     read.pieces.into_iter().for_each(|piece| data.push(piece));
                     return Ok(data);
@@ -176,6 +178,7 @@ impl<S: PageStore> Io<S> {
         most: u32,
         deadline: Duration,
     ) -> Result<Filled, DeviceError> {
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
             let permit = self.permit(0, pauses.again()).await?;
@@ -184,6 +187,7 @@ impl<S: PageStore> Io<S> {
             permit.settle(&attempt);
             match attempt {
                 Ok(page) => {
+                    under_way.done();
                     let last = page.filled.last().map_or(within.start, |range| range.end);
                     let known_to = if page.next_marker.is_some() {
                         last
@@ -284,6 +288,7 @@ impl<S: PageStore> Io<S> {
     }
 
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
             // What waits for a raise is not under way, and takes nobody's room.
@@ -301,7 +306,8 @@ impl<S: PageStore> Io<S> {
             let error = match attempt {
                 Ok(()) => {
                     unsettled.settle();
-                    self.standing.blockage.lifted();
+                    under_way.done();
+                    self.standing.blockage.lifted(self.blob.address());
                     return Ok(());
                 }
                 Err(error) => error,

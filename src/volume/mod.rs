@@ -22,6 +22,7 @@ mod keeper;
 mod open;
 mod pace;
 mod patience;
+mod progress;
 mod range_lock;
 mod snapshot;
 mod snapshot_open;
@@ -335,8 +336,27 @@ impl<S: PageStore> Volume<S> {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         match keeper {
-            Some(keeper) => keeper.release(&self.io.standing).await,
+            Some(keeper) => {
+                let _under_way = self.io.standing.progress.begin();
+                keeper.release(&self.io.standing).await
+            }
             None => Ok(()),
+        }
+    }
+
+    /// Waiting for it is of no use now: something is asked of the store, and
+    /// the store refuses access or has done nothing for `patience`. An idle
+    /// volume is never stuck, nor is one that is merely slow.
+    #[must_use]
+    pub fn is_stuck(&self, patience: Duration) -> bool {
+        let still = self.io.standing.progress.stands_still();
+        still.is_some_and(|still| still >= patience || self.io.standing.blockage.stands())
+    }
+
+    /// Waits until it [is stuck](Self::is_stuck), perhaps for ever.
+    pub async fn stuck(&self, patience: Duration) {
+        while !self.is_stuck(patience) {
+            tokio::time::sleep(patience / 10).await;
         }
     }
 

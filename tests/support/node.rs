@@ -159,6 +159,8 @@ pub struct Behaviour {
     pub broken: Option<String>,
     /// Refuses detaches that are not forced.
     pub in_use: Option<String>,
+    /// The one device of which that is so, if not of all.
+    pub in_use_alone: Option<String>,
     /// Devices of an earlier daemon: id and path.
     pub left: BTreeMap<String, PathBuf>,
 }
@@ -313,6 +315,18 @@ struct SocketDevice {
     log: Arc<Mutex<Vec<String>>>,
 }
 
+impl SocketDevice {
+    /// Where it is in use.
+    fn place_in_use(&self) -> Option<String> {
+        let behaviour = self.behaviour.lock().expect("lock");
+        let another = |alone: &String| *alone != self.name;
+        if behaviour.in_use_alone.as_ref().is_some_and(another) {
+            return None;
+        }
+        behaviour.in_use.clone()
+    }
+}
+
 impl Device for SocketDevice {
     fn path(&self) -> &Path {
         &self.path
@@ -324,7 +338,7 @@ impl Device for SocketDevice {
             self.log.lock().expect("lock").push(entry);
             if !force {
                 released(&self.hold_detach).await;
-                if let Some(place) = self.behaviour.lock().expect("lock").in_use.clone() {
+                if let Some(place) = self.place_in_use() {
                     return Err(TransportError::InUse {
                         device: self.path.display().to_string(),
                         places: vec![place],
