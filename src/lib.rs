@@ -11,6 +11,7 @@ pub mod cli;
 pub mod csi;
 pub mod device;
 pub mod emulator;
+pub mod metrics;
 pub mod nbd;
 pub mod node;
 pub mod size;

@@ -1,6 +1,7 @@
 //! dyskd: the node daemon. Parses, sets the process up, runs it until a
 //! signal.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,6 +34,9 @@ struct Options {
     /// The most that all disks together may cache
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     cache_budget: ByteSize,
+    /// Answer Prometheus at http://ADDR/metrics, too
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// Log more (RUST_LOG says exactly what)
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -78,6 +82,7 @@ async fn serve(options: Options, service: Service) -> anyhow::Result<()> {
         takeover: options.takeover,
         cache_budget: options.cache_budget.0,
         dysktab: Some(options.dysktab),
+        metrics: options.metrics,
         ..Config::default()
     };
     let daemon = Daemon::start_as(config, Arc::new(NbdTransport::new()), service).await?;

@@ -21,6 +21,7 @@ mod serve;
 mod snapshot;
 mod staging;
 mod target;
+mod top;
 mod version;
 
 use std::ffi::OsString;
@@ -92,6 +93,8 @@ enum Command {
     List,
     /// Show one attachment in full
     Status(list::StatusOptions),
+    /// Show live what each attached volume does
+    Top(top::Options),
     /// Make a page blob that is a disk (and its container)
     Create(provision::CreateOptions),
     /// Delete a volume's blob and its snapshots
@@ -160,6 +163,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Credential(options) => credential::run(global, options).await,
         Command::List => list::run(global).await,
         Command::Status(options) => list::status(global, options).await,
+        Command::Top(options) => top::run(global, options).await,
         Command::Create(options) => provision::create(global, options).await,
         Command::Delete(options) => provision::delete(global, options).await,
         Command::Resize(options) => resize::run(global, options).await,

@@ -22,6 +22,7 @@ mod patience;
 mod range_lock;
 mod snapshot;
 mod standing;
+mod stats;
 mod store;
 mod trouble;
 
@@ -47,6 +48,7 @@ pub use keeper::answers as keepers_answer;
 pub use pace::{AccountPace, Pace, Permit, Throttled};
 use range_lock::RangeLock;
 pub use snapshot::{Snapshot, create_snapshot, delete_snapshot, list_snapshots, snapshot_name};
+pub use stats::VolumeStats;
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
@@ -215,6 +217,7 @@ pub struct Volume<S: PageStore = PageBlob> {
     locks: RangeLock,
     gate: Gate,
     completed: std::sync::atomic::AtomicU64,
+    served: stats::Served,
     /// Set to give up on everything under way.
     abandoned: tokio::sync::watch::Sender<bool>,
     keeper: Mutex<Option<Keeper<S>>>,
@@ -266,6 +269,7 @@ impl<S: PageStore> Volume<S> {
             locks: RangeLock::default(),
             gate: Gate::default(),
             completed: std::sync::atomic::AtomicU64::new(0),
+            served: stats::Served::default(),
             abandoned: tokio::sync::watch::Sender::new(false),
             keeper: Mutex::new(keeper),
         }

@@ -28,6 +28,7 @@ use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::patience::patiently;
 use super::standing::{RUN_AHEAD, Standing};
+use super::stats::Sent;
 use super::store::PageStore;
 use super::trouble::Trouble;
 use super::{OpenError, OpenOptions, Volume};
@@ -450,6 +451,7 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         io_deadline: options.io_deadline,
         integrity: options.integrity,
         requests: AtomicU64::new(0),
+        sent: Sent::default(),
         trouble: Trouble::default(),
         pace: options.pace.clone().unwrap_or_default().join(),
     }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -368,6 +369,9 @@ impl Device for SocketDevice {
 pub struct Node {
     pub dir: TempDir,
     pub transport: Arc<SocketTransport>,
+    /// Where it is to answer Prometheus, and where it does.
+    pub metrics: Option<SocketAddr>,
+    pub scraped: Option<SocketAddr>,
     running: Option<(oneshot::Sender<()>, std::thread::JoinHandle<()>)>,
 }
 
@@ -380,6 +384,8 @@ impl Node {
         Self {
             transport: Arc::new(SocketTransport::new(disks)),
             dir,
+            metrics: None,
+            scraped: None,
             running: None,
         }
     }
@@ -394,6 +400,7 @@ impl Node {
         daemon::Config {
             run_dir: self.run_dir(),
             link_dir: self.link("").to_owned(),
+            metrics: self.metrics,
             ..daemon::Config::default()
         }
     }
@@ -412,13 +419,13 @@ impl Node {
                 let daemon = Daemon::start(config, transport)
                     .await
                     .expect("the daemon starts");
-                ready.send(()).expect("the test waits");
+                ready.send(daemon.metrics()).expect("the test waits");
                 // A dropped sender means a test that failed: stop too.
                 daemon.run(async { drop(stopped.await) }).await;
             });
             runtime.shutdown_background();
         });
-        started.recv().expect("the daemon starts");
+        self.scraped = started.recv().expect("the daemon starts");
         self.running = Some((stop, thread));
     }
 
