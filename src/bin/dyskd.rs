@@ -46,13 +46,11 @@ fn main() -> ExitCode {
     let options = Options::parse();
     start_logging(options.verbose);
     let service = Service::of_process();
-    match run(options, service) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("dyskd: {error:#}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = run(options, service) {
+        eprintln!("dyskd: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 fn run(options: Options, service: Service) -> anyhow::Result<()> {
