@@ -205,11 +205,7 @@ fn data_is_never_written_over() {
         let read = place.store.block_on(read).expect("read");
         assert_eq!(read.pieces.concat(), page);
         assert_eq!(place.store.lease("b.vhd"), LeaseState::Available);
-        let clear = blob.clear_pages(
-            dysk::blob::Range::at(at, 512),
-            &none,
-            DEADLINE,
-        );
+        let clear = blob.clear_pages(dysk::blob::Range::at(at, 512), &none, DEADLINE);
         place.store.block_on(clear).expect("cleared");
     }
     place.assert_nothing_left();
