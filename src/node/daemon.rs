@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use super::record::Records;
 use super::recover::Inherited;
 use super::registry::Registry;
 use super::run_dir::{RunDir, RunDirError};
+use super::scrape::Scrape;
 use super::server::Server;
 use super::service::{self, Notifier, Service};
 use super::startup;
@@ -49,6 +51,8 @@ pub struct Config {
     pub dysktab: Option<PathBuf>,
     /// Whether a clean stop leaves attached what is not in use, too.
     pub keep_attached: bool,
+    /// Where to answer Prometheus over TCP; nowhere when `None`.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -60,6 +64,7 @@ impl Default for Config {
             takeover: false,
             dysktab: None,
             keep_attached: false,
+            metrics: None,
         }
     }
 }
@@ -78,6 +83,14 @@ pub enum DaemonError {
         /// What the system said.
         error: io::Error,
     },
+    /// The address for metrics cannot be listened on.
+    #[error("cannot answer metrics on {address}: {error}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
 }
 
 /// A daemon that has started.
@@ -91,6 +104,7 @@ pub struct Daemon {
     watchdog: Option<Duration>,
     dysktab: Option<PathBuf>,
     keep_attached: bool,
+    scrape: Option<Scrape>,
 }
 
 impl Daemon {
@@ -151,6 +165,14 @@ impl Daemon {
         let socket = run_dir.socket();
         let server =
             Server::bind(socket.clone(), registry.clone()).map_err(failed(socket.clone()))?;
+        let scrape = match config.metrics {
+            Some(address) => {
+                let failed = |error| DaemonError::Metrics { address, error };
+                let scrape = Scrape::bind(address, registry.clone()).await;
+                Some(scrape.map_err(failed)?)
+            }
+            None => None,
+        };
         let handed_over = handover::offer(&config.run_dir, registry.clone())
             .map_err(failed(config.run_dir.clone()))?;
         tracing::info!(
@@ -167,7 +189,14 @@ impl Daemon {
             watchdog,
             dysktab: config.dysktab,
             keep_attached: config.keep_attached,
+            scrape,
         })
+    }
+
+    /// Where metrics are answered over TCP, if anywhere.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.scrape.as_ref()?.address().ok()
     }
 
     /// Where clients connect.
@@ -189,6 +218,7 @@ impl Daemon {
             watchdog,
             dysktab,
             keep_attached,
+            scrape,
         } = self;
         let socket = run_dir.socket();
         if let Some(path) = dysktab {
@@ -210,6 +240,12 @@ impl Daemon {
             }
             std::future::pending::<()>().await;
         };
+        let scraped = async {
+            match scrape {
+                Some(scrape) => scrape.run().await,
+                None => std::future::pending().await,
+            }
+        };
         let alive = async {
             if let Some((notifier, limit)) = notifier.as_ref().zip(watchdog) {
                 service::watchdog(notifier, &socket, limit).await;
@@ -220,6 +256,7 @@ impl Daemon {
             () = server.run(stopped) => tracing::info!("stopped"),
             () = told => {}
             () = alive => {}
+            () = scraped => {}
             // Never, when its thread has ended.
             Ok(()) = handed_over => {
                 tracing::info!("another dyskd goes on");

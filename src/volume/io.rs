@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -15,6 +15,7 @@ use super::hold::Hold;
 use super::judge::{self, Verdict};
 use super::pace::{Pace, Permit};
 use super::standing::{Fenced, Standing};
+use super::stats::Sent;
 use super::store::PageStore;
 use super::trouble::Trouble;
 use crate::blob::retry::Backoff;
@@ -111,6 +112,7 @@ pub struct Io<S> {
     pub(super) requests: AtomicU64,
     /// Keeps changes back while the blob's entity tag has to stay as it is.
     pub(super) hold: Hold,
+    pub(super) sent: Sent,
     pub(super) trouble: Trouble,
     pub(super) pace: Pace,
 }
@@ -147,10 +149,12 @@ impl<S: PageStore> Io<S> {
         loop {
             let permit = self.permit(range.len(), pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
+            let begun = Instant::now();
             let attempt = self
                 .blob
                 .get_range(range, self.integrity, &Conditions::default(), deadline)
                 .await;
+            self.sent.get.ended(begun, range.len(), attempt.is_err());
             permit.settle(&attempt);
             match attempt {
                 Ok(read) => {
@@ -183,7 +187,9 @@ impl<S: PageStore> Io<S> {
         loop {
             let permit = self.permit(0, pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
+            let begun = Instant::now();
             let attempt = self.blob.page_ranges(within, most, deadline).await;
+            self.sent.ranges.ended(begun, 0, attempt.is_err());
             permit.settle(&attempt);
             match attempt {
                 Ok(page) => {
@@ -368,20 +374,28 @@ impl<S: PageStore> Io<S> {
             if_sequence_number_lt: Some(less_than),
             ..Conditions::default()
         };
-        match change {
+        let begun = Instant::now();
+        let (meter, written) = match change {
             Change::Put { offset, data } => {
                 let deadline = self.deadline(data.len() as u64);
-                self.blob
-                    .put_page(*offset, data.clone(), self.integrity, &conditions, deadline)
-                    .await?;
+                let put = self.blob.put_page(
+                    *offset,
+                    data.clone(),
+                    self.integrity,
+                    &conditions,
+                    deadline,
+                );
+                (&self.sent.put, put.await)
             }
             Change::Clear(range) => {
-                self.blob
-                    .clear_pages(*range, &conditions, self.attempt_deadline)
-                    .await?;
+                let clear = self
+                    .blob
+                    .clear_pages(*range, &conditions, self.attempt_deadline);
+                (&self.sent.clear, clear.await)
             }
-        }
-        Ok(())
+        };
+        meter.ended(begun, change.bytes(), written.is_err());
+        written.map(drop)
     }
 
     /// The volume is fenced: what its I/O is answered.

@@ -27,6 +27,7 @@ mod range_lock;
 mod snapshot;
 mod snapshot_open;
 mod standing;
+mod stats;
 mod store;
 mod trouble;
 
@@ -55,6 +56,7 @@ use range_lock::RangeLock;
 pub use snapshot::{
     Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
 };
+pub use stats::VolumeStats;
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
@@ -226,6 +228,7 @@ pub struct Volume<S: PageStore = PageBlob> {
     /// Held by whoever grows the disk or takes a snapshot: one at a time.
     reshaping: tokio::sync::Mutex<()>,
     completed: AtomicU64,
+    served: stats::Served,
     /// Set to give up on everything under way.
     abandoned: tokio::sync::watch::Sender<bool>,
     keeper: Mutex<Option<Keeper<S>>>,
@@ -278,6 +281,7 @@ impl<S: PageStore> Volume<S> {
             gate: Gate::default(),
             reshaping: tokio::sync::Mutex::default(),
             completed: AtomicU64::new(0),
+            served: stats::Served::default(),
             abandoned: tokio::sync::watch::Sender::new(false),
             keeper: Mutex::new(keeper),
         }

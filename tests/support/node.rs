@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -389,6 +390,9 @@ pub struct Node {
     pub dir: TempDir,
     pub transport: Arc<SocketTransport>,
     pub keep_attached: bool,
+    /// Where it is to answer Prometheus, and where it does.
+    pub metrics: Option<SocketAddr>,
+    pub scraped: Option<SocketAddr>,
     running: Option<(oneshot::Sender<()>, std::thread::JoinHandle<()>)>,
 }
 
@@ -402,6 +406,8 @@ impl Node {
             transport: Arc::new(SocketTransport::new(disks)),
             keep_attached: false,
             dir,
+            metrics: None,
+            scraped: None,
             running: None,
         }
     }
@@ -417,6 +423,7 @@ impl Node {
             run_dir: self.run_dir(),
             link_dir: self.link("").to_owned(),
             keep_attached: self.keep_attached,
+            metrics: self.metrics,
             ..daemon::Config::default()
         }
     }
@@ -435,13 +442,13 @@ impl Node {
                 let daemon = Daemon::start(config, transport)
                     .await
                     .expect("the daemon starts");
-                ready.send(()).expect("the test waits");
+                ready.send(daemon.metrics()).expect("the test waits");
                 // A dropped sender means a test that failed: stop too.
                 daemon.run(async { drop(stopped.await) }).await;
             });
             runtime.shutdown_background();
         });
-        started.recv().expect("the daemon starts");
+        self.scraped = started.recv().expect("the daemon starts");
         self.running = Some((stop, thread));
     }
 
