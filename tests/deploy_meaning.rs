@@ -90,7 +90,6 @@ fn every_option_is_one_that_the_program_knows() {
                 for option in options {
                     let name = option.split('=').next().expect("a part");
                     let known = match (program, prepared(program, "options")) {
-                        ("csi-dysk", _) if !offers(&help(program), &args) => continue,
                         ("csi-dysk" | "dyskd", _) => names(&help(program), &format!("--{name}")),
                         // klog's.
                         (_, Some(options)) => options.contains(name) || name == "v",
@@ -105,6 +104,7 @@ fn every_option_is_one_that_the_program_knows() {
         }
     }
     for program in [
+        "csi-dysk",
         "dyskd",
         "csi-provisioner",
         "csi-attacher",
@@ -119,33 +119,22 @@ fn every_option_is_one_that_the_program_knows() {
     );
 }
 
-/// Whether this csi-dysk has the mode that `args` ask for; the node service comes
-/// after the controller.
-fn offers(help: &str, args: &[String]) -> bool {
-    let mode = args.iter().find_map(|arg| arg.strip_prefix("--mode="));
-    names(help, mode.expect("a mode")) || names(help, &format!("{}:", mode.expect("a mode")))
-}
-
-/// The source that says which `what` there are; none before the driver has any.
-fn source(file: &str, what: &str) -> Option<String> {
-    let text = std::fs::read_to_string(root().join("src/csi").join(file)).ok();
-    if text.is_none() {
-        eprintln!("the driver has no {what} yet: not compared");
-    }
+/// The part of the driver that says what it takes.
+fn source(file: &str) -> String {
+    let path = root().join("src/csi").join(file);
+    let text = std::fs::read_to_string(&path).expect("the driver's source");
     // What its tests say is not what it takes.
-    text.map(|text| {
-        text.split("#[cfg(test)]")
-            .next()
-            .expect("a part")
-            .to_owned()
-    })
+    text.split("#[cfg(test)]")
+        .next()
+        .expect("a part")
+        .to_owned()
 }
 
 #[test]
 fn every_parameter_is_one_that_the_driver_knows() {
     let sidecar = prepared("csi-provisioner", "parameters").expect("tests/setup test");
     let snapshotter = prepared("csi-snapshotter", "parameters").expect("tests/setup test");
-    let known = source("parameters.rs", "parameters");
+    let known = source("parameters.rs");
     for (_, values) in VALUE_SETS {
         let objects = objects(values);
         let classes = of_kind(&objects, "StorageClass").map(|class| (class, &sidecar));
@@ -157,7 +146,7 @@ fn every_parameter_is_one_that_the_driver_knows() {
                     Some(own) => assert!(sidecar.contains(own), "no sidecar knows {name}"),
                     None => {
                         let quoted = format!("\"{name}\"");
-                        let there = known.as_ref().is_none_or(|text| text.contains(&quoted));
+                        let there = known.contains(&quoted);
                         assert!(there, "the driver has no parameter {name}");
                     }
                 }
@@ -172,7 +161,7 @@ fn every_parameter_is_one_that_the_driver_knows() {
 
 #[test]
 fn every_key_of_a_secret_is_one_that_the_driver_reads() {
-    let known = source("secrets.rs", "secrets");
+    let known = source("secrets.rs");
     let mut keys = BTreeSet::new();
     for (path, yaml) in files("deploy/examples") {
         let secrets = parse(&yaml);
@@ -185,7 +174,7 @@ fn every_key_of_a_secret_is_one_that_the_driver_reads() {
                     path.display()
                 );
                 let quoted = format!("\"{key}\"");
-                let there = known.as_ref().is_none_or(|text| text.contains(&quoted));
+                let there = known.contains(&quoted);
                 assert!(there, "the driver reads no {key}");
                 keys.insert(key.clone());
             }
