@@ -40,7 +40,8 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	DYSK_POWER_CUTS=30 $(CARGO) test --test kernel_power -- --nocapture
 	DYSK_DATABASE_CUTS=20 $(CARGO) test --test kernel_databases -- --nocapture
 	DYSK_OUTAGE_SECONDS=600 $(CARGO) test --test kernel_storms -- --nocapture
-	$(CARGO) test --test kernel_memory -- --ignored
+	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel_disks -- --nocapture
+	DYSK_TIMES_MEMORY=10 $(CARGO) test --test kernel_memory -- --nocapture
 
 audit: ## Licences, bans and advisories by cargo-deny; fetches the advisory database.
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

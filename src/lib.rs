@@ -13,6 +13,7 @@ pub mod csi;
 pub mod device;
 pub mod emulator;
 pub mod filesystem;
+pub mod metrics;
 pub mod nbd;
 pub mod node;
 pub mod size;

@@ -513,3 +513,98 @@ fn the_commands_say_what_they_did() {
          detach it first, or resize it where it is attached",
     );
 }
+
+#[test]
+fn a_persistent_volume_is_printed_for_a_blob_that_is_there() {
+    let store = Store::start();
+    store.create("vol1.vhd", 2 << 30);
+    let ctl = Node::prepare().ctl();
+    let endpoint = store.endpoint();
+    let volume = format!("{ACCOUNT}/dysks/vol1.vhd");
+    let expected = |size: &str| {
+        format!(
+            "apiVersion: v1
+kind: PersistentVolume
+metadata:
+  name: vol1
+spec:
+  accessModes:
+    - ReadWriteOnce
+  capacity:
+    storage: \"{size}\"
+  csi:
+    controllerExpandSecretRef:
+      name: dyskcreds
+      namespace: dysk
+    driver: csi-dysk
+    fsType: ext4
+    nodeExpandSecretRef:
+      name: dyskcreds
+      namespace: dysk
+    nodeStageSecretRef:
+      name: dyskcreds
+      namespace: dysk
+    readOnly: false
+    volumeAttributes:
+      blob: vol1.vhd
+      container: dysks
+      endpoint: \"{endpoint}\"
+    volumeHandle: devstoreaccount1/dysks/vol1.vhd
+  persistentVolumeReclaimPolicy: Retain
+  storageClassName: csi-dysk
+  volumeMode: Filesystem
+"
+        )
+    };
+    let named = ["pv", &volume, "--endpoint", &endpoint];
+    ctl.run(&named).says(&expected("2Gi"));
+    // With a size, neither store nor credential is needed.
+    let bare = ctl.with(&[]);
+    bare.run(&[&named[..], &["--size", "1025MiB"]].concat())
+        .says(&expected("1025Mi"));
+    let said = bare.run(&named);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(
+        said.err.ends_with("or say how large it is with --size\n"),
+        "{said:?}"
+    );
+    let said = ctl.run(
+        &[
+            &named[..],
+            &[
+                "--name",
+                "my-volume",
+                "--secret",
+                "apps/key",
+                "--caching",
+                "read-write",
+            ],
+            &[
+                "--storage-class",
+                "fast",
+                "--read-only",
+                "--block",
+                "-o",
+                "json",
+            ],
+        ]
+        .concat(),
+    );
+    let object: serde_json::Value = serde_json::from_str(said.ok()).expect("json");
+    assert_eq!(object["metadata"]["name"], "my-volume");
+    let spec = &object["spec"];
+    assert_eq!(spec["accessModes"][0], "ReadOnlyMany");
+    assert_eq!(spec["storageClassName"], "fast");
+    assert_eq!(spec["volumeMode"], "Block");
+    assert_eq!(spec["csi"]["readOnly"], true);
+    assert_eq!(spec["csi"]["fsType"], serde_json::Value::Null);
+    assert_eq!(spec["csi"]["volumeAttributes"]["cachingMode"], "read-write");
+    assert_eq!(spec["csi"]["nodeStageSecretRef"]["namespace"], "apps");
+    ctl.run(&["pv", &volume, "--size", "1GiB", "--name", "My Volume"])
+        .fails(
+            "name \"My Volume\": a cluster takes lower-case letters, digits, - and . of at most \
+         253 bytes, such as \"my-volume\"",
+        );
+    ctl.run(&["pv", &volume, "--size", "1GiB", "--secret", "key"])
+        .fails("secret \"key\": write NAMESPACE/NAME");
+}

@@ -117,6 +117,16 @@ fn guest_life() {
         assert_eq!(grown, 2 * size);
         let total = world.stats(&volume, POD).usage[0].total;
         assert!(total > size + size / 2, "{kind}: {total} of {}", 2 * size);
+        // In use.
+        world.grow(&volume, 3 * size);
+        let grown = world.expand(&volume, POD, 3 * size).expect("expanded");
+        assert_eq!(grown, 3 * size);
+        let total = world.stats(&volume, POD).usage[0].total;
+        assert!(
+            total > 2 * size + size / 2,
+            "{kind}: {total} of {}",
+            3 * size
+        );
         world.unpublish(&volume, POD);
         world.unstage(&volume).expect("unstaged");
 

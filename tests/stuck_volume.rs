@@ -7,6 +7,7 @@ mod node;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use dysk::blob::LeaseState;
 use dysk::emulator::{Effect, Rule, Span};
 use node::{ACCOUNT, Node, Store, eventually};
 use serde_json::Value;
@@ -113,6 +114,101 @@ fn a_stuck_volume_holds_up_nobody_and_goes_when_forced() {
 #[test]
 fn one_that_caches_keeps_aside_what_it_could_not_flush() {
     a_stuck_volume_is_detached_by_force("read-write");
+}
+
+/// A clean stop beside `stuck`, whose I/O waits; it has to end while the store
+/// still says nothing of it.
+fn stop_beside_a_stuck_one(store: &Store, node: &mut Node) {
+    const NOT_FOR_EVER: Duration = Duration::from_secs(30);
+    let (stopped, wait) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let healed = scope.spawn(move || {
+            let healed = wait.recv_timeout(NOT_FOR_EVER).is_err();
+            store.running.faults().clear();
+            store.running.cut_connections();
+            healed
+        });
+        node.stop();
+        stopped.send(()).ok();
+        let healed = healed.join().expect("the store heals");
+        assert!(!healed, "the stop waited for the stuck volume");
+    });
+}
+
+fn a_clean_stop_waits_for_no_stuck_volume(caching: &str) {
+    let (store, mut node) = set_up(&["stuck", "other"]);
+    let stuck = attach(&store, &node, "stuck", &["--caching", caching]);
+    attach(&store, &node, "other", &["--caching", caching]);
+    let said = node.ctl().run(&["status", "stuck", "-o", "json"]);
+    let status: Value = serde_json::from_str(said.ok()).expect("json");
+    let id = status["id"].as_str().expect("an id").to_owned();
+    node.transport.set(|b| {
+        b.in_use = Some("mounted at /srv".into());
+        b.in_use_alone = Some("stuck".into());
+    });
+    silence(&store, "stuck");
+    let waits = client(&stuck).stdout(Stdio::null()).spawn();
+    let mut waits = waits.expect("qemu-io runs");
+    eventually("its i/o waits", || in_flight(&node, "stuck") > 0);
+
+    stop_beside_a_stuck_one(&store, &mut node);
+    waits.wait().expect("it ends");
+    assert_eq!(store.lease("other.vhd"), LeaseState::Available);
+    assert!(!node.record("other").exists());
+    assert_eq!(store.lease("stuck.vhd"), LeaseState::Leased);
+    assert!(node.record("stuck").exists(), "left to the next daemon");
+    if caching == "none" {
+        let left = stuck.clone().into();
+        node.transport.set(|b| drop(b.left.insert(id, left)));
+        node.run();
+        eventually("i/o goes on", || told(&stuck).0);
+        node.transport.set(|b| b.in_use = None);
+        node.ctl().run(&["detach", "stuck"]).says("");
+        return;
+    }
+    // What was acknowledged is where the next one looks for it. (That it does
+    // is seen in guests; here this process still has the file.)
+    let folder = node.run_dir().join("staging");
+    let files = std::fs::read_dir(&folder).expect("a folder");
+    let sizes: Vec<u64> = files
+        .map(|file| file.and_then(|file| file.metadata()).expect("a file").len())
+        .collect();
+    assert!(sizes.iter().any(|&size| size >= LEN), "{sizes:?}");
+}
+
+#[test]
+fn a_clean_stop_leaves_a_stuck_volume_and_detaches_the_others() {
+    a_clean_stop_waits_for_no_stuck_volume("none");
+}
+
+#[test]
+fn a_clean_stop_leaves_what_a_stuck_volume_has_staged() {
+    a_clean_stop_waits_for_no_stuck_volume("read-write");
+}
+
+#[test]
+fn a_clean_stop_leaves_a_detach_that_does_not_end() {
+    let (store, mut node) = set_up(&["stuck"]);
+    let stuck = attach(&store, &node, "stuck", &[]);
+    silence(&store, "stuck");
+    let waits = client(&stuck).stdout(Stdio::null()).spawn();
+    let mut waits = waits.expect("qemu-io runs");
+    eventually("its i/o waits", || in_flight(&node, "stuck") > 0);
+    let mut detach = node.ctl().spawn(&["detach", "stuck"]);
+    eventually("the detach is under way", || {
+        let said = node.ctl().run(&["list", "-o", "json"]);
+        let list: Value = serde_json::from_str(said.ok()).expect("json");
+        list[0]["state"] == "detaching"
+    });
+    stop_beside_a_stuck_one(&store, &mut node);
+    for child in [&mut waits, &mut detach] {
+        child.wait().expect("it ends");
+    }
+    assert!(node.record("stuck").exists(), "left to the next daemon");
+    // It finds no device, and tidies up.
+    node.run();
+    eventually("nothing is left", || !node.record("stuck").exists());
+    assert_eq!(store.lease("stuck.vhd"), LeaseState::Available);
 }
 
 #[test]

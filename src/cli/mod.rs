@@ -9,6 +9,7 @@
 
 mod account;
 mod attach;
+mod bench;
 mod copy;
 mod credential;
 mod detach;
@@ -22,9 +23,11 @@ mod provision;
 mod pv;
 mod resize;
 mod serve;
+mod signals;
 mod snapshot;
 mod staging;
 mod target;
+mod top;
 mod version;
 
 use std::ffi::OsString;
@@ -96,6 +99,10 @@ enum Command {
     List,
     /// Show one attachment in full
     Status(list::StatusOptions),
+    /// Show live what each attached volume does
+    Top(top::Options),
+    /// Measure a disk or volume with fio's well-known jobs
+    Bench(bench::Options),
     /// Make a page blob that is a disk (and its container)
     Create(provision::CreateOptions),
     /// Delete a volume's blob and its snapshots
@@ -168,6 +175,8 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Credential(options) => credential::run(global, options).await,
         Command::List => list::run(global).await,
         Command::Status(options) => list::status(global, options).await,
+        Command::Top(options) => top::run(global, options).await,
+        Command::Bench(options) => bench::run(global, options).await,
         Command::Create(options) => provision::create(global, options).await,
         Command::Delete(options) => provision::delete(global, options).await,
         Command::Resize(options) => resize::run(global, options).await,

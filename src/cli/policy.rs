@@ -69,7 +69,7 @@ enum IntegrityArg {
 }
 
 /// A duration as people write it: `500ms`, `30s`, `5m`, `1h30m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let refuse = || format!("\"{text}\" is not a duration: write something like 500ms, 30s or 5m");
     let span: jiff::SignedDuration = text.parse().map_err(|_| refuse())?;
     Duration::try_from(span).map_err(|_| refuse())

@@ -49,7 +49,7 @@ impl Identity for IdentityService {
                 r#type: service::Type::ControllerService.into(),
             }),
             Type::VolumeExpansion(VolumeExpansion {
-                r#type: volume_expansion::Type::Offline.into(),
+                r#type: volume_expansion::Type::Online.into(),
             }),
         ];
         let capabilities = types.map(|kind| PluginCapability { r#type: Some(kind) });

@@ -35,20 +35,24 @@ const NOTHING: i32 = 2;
 const AMBIVALENT: i32 = 8;
 /// Bytes at each end of the disk in which signatures are.
 const END: u64 = 1 << 20;
+/// Bytes in one read of them.
+const PIECE: usize = 64 << 10;
 
-/// Looks at `device`, past every cache.
+/// Looks at `device`, past blkid's own cache.
 ///
 /// # Errors
 /// The probe failed: nothing is known.
 pub async fn probe(device: &str) -> Result<Found, FilesystemError> {
-    let ends = zero_ends(device).await?;
-    match signatures(device).await? {
+    let (ends, found) = tokio::join!(zero_ends(device), signatures(device));
+    let ends = ends?;
+    match found? {
         Found::Nothing if !ends => Ok(Found::Bytes),
         found => Ok(found),
     }
 }
 
-/// Whether the first and the last MiB are zeroes.
+/// Whether the first and the last MiB are zeroes; no more is read than it takes
+/// to know that they are not.
 async fn zero_ends(device: &str) -> Result<bool, FilesystemError> {
     let path = device.to_owned();
     let read = tokio::task::spawn_blocking(move || read_ends(&path)).await;
@@ -69,18 +73,22 @@ fn read_ends(path: &str) -> std::io::Result<bool> {
     if size == 0 {
         return Err(std::io::Error::other("it has no bytes"));
     }
-    let mut zeroes = true;
     let len = size.min(END);
+    let mut bytes = vec![0; PIECE];
     for start in [0, size - len] {
         disk.seek(SeekFrom::Start(start))?;
-        let mut bytes = Vec::new();
-        (&mut disk).take(len).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 != len {
-            return Err(std::io::Error::other("it ends before its size"));
+        let mut left = len;
+        while left > 0 {
+            let now = usize::try_from(left).map_or(PIECE, |left| left.min(PIECE));
+            // A disk that ends before its size is an error too.
+            disk.read_exact(&mut bytes[..now])?;
+            if bytes[..now].iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            left -= now as u64;
         }
-        zeroes &= bytes.iter().all(|byte| *byte == 0);
     }
-    Ok(zeroes)
+    Ok(true)
 }
 
 async fn signatures(device: &str) -> Result<Found, FilesystemError> {

@@ -12,6 +12,8 @@
 //! | `PUT /v1/attachments/NAME/credential` with a [`CredentialChange`] | 200 and the [`Attachment`] |
 //! | `GET /v1/attachments/NAME/format` | 200 and a [`FormatState`](crate::volume::FormatState) |
 //! | `PUT /v1/attachments/NAME/format` with a [`FormatMark`](crate::volume::FormatMark) | 200 and the same |
+//! | `GET /v1/stats` | 200 and a [`Stats`] |
+//! | `GET /metrics` | 200 and the same for Prometheus |
 //! | `GET /v1/version` | 200 and a [`Version`] |
 //! | `GET /v1/health` | 200 and a [`Health`] |
 //!
@@ -29,7 +31,7 @@ use super::name::AttachmentName;
 use super::policy::Policy;
 use crate::blob::source::CredentialSource;
 use crate::blob::vhd::Layout;
-use crate::volume::{CacheStatus, Caching, Recover, SetAside, Snapshot, Throttled};
+use crate::volume::{CacheStatus, Caching, Recover, SetAside, Snapshot, Throttled, VolumeStats};
 
 /// Where `dyskd` keeps its socket and records.
 pub const RUN_DIR: &str = "/run/dysk";
@@ -306,6 +308,31 @@ pub struct Attachment {
 pub struct AttachmentList {
     /// All of them, by name.
     pub attachments: Vec<Attachment>,
+}
+
+/// The answer to a request for numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    /// Microseconds on the daemon's clock, which only goes forward: what lies
+    /// between two answers.
+    pub at: u64,
+    /// The open volumes, by name.
+    pub volumes: Vec<VolumeNumbers>,
+}
+
+/// One volume's numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeNumbers {
+    /// The attachment's name.
+    pub name: AttachmentName,
+    /// Unique for all time: counters of another id begin anew.
+    pub id: String,
+    /// `account/container/blob`.
+    pub volume: String,
+    /// What was counted since it was opened.
+    pub stats: VolumeStats,
 }
 
 /// The answer to a detach.

@@ -15,7 +15,8 @@ use tokio::net::UnixStream;
 
 use super::api::{
     AttachEvent, AttachRequest, Attachment, AttachmentList, CredentialChange, Detached,
-    ErrorAnswer, ErrorBody, Health, ResizeRequest, SnapshotRequest, SnapshotTaken, Stage, Version,
+    ErrorAnswer, ErrorBody, Health, ResizeRequest, SnapshotRequest, SnapshotTaken, Stage, Stats,
+    Version,
 };
 use super::name::AttachmentName;
 use crate::volume::{FormatMark, FormatState};
@@ -215,6 +216,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn status(&self, name: &AttachmentName) -> Result<Attachment, ClientError> {
         self.get(&format!("/v1/attachments/{name}")).await
+    }
+
+    /// What the open volumes counted.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn stats(&self) -> Result<Stats, ClientError> {
+        self.get("/v1/stats").await
     }
 
     /// The daemon's version.

@@ -320,10 +320,20 @@ async fn park_all(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
 }
 
 /// Parks what is served of `entries`; what the store keeps busy for too long
-/// is left out.
+/// is left out. What stands still already goes first, so that the others do not
+/// stand still for as long as that takes.
 pub(super) async fn park(entries: &[Entry]) -> io::Result<Vec<(String, Vec<Parked>)>> {
+    let served = entries.iter().filter_map(served);
+    let (stuck, moving): (Vec<_>, Vec<_>) =
+        served.partition(|(.., volume)| volume.is_stuck(PARK_PATIENCE));
+    let mut parked = park_at_once(stuck).await?;
+    parked.extend(park_at_once(moving).await?);
+    Ok(parked)
+}
+
+async fn park_at_once(served: Vec<Served>) -> io::Result<Vec<(String, Vec<Parked>)>> {
     let mut parking = JoinSet::new();
-    for (id, device, volume) in entries.iter().filter_map(served) {
+    for (id, device, volume) in served {
         parking.spawn(async move {
             let park = async {
                 let parked = device.park().await;

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 
 use super::admission;
-use super::api::{AttachRequest, Attachment, Detached, ErrorCode, Stage};
+use super::api::{AttachRequest, Attachment, Detached, ErrorCode, Stage, VolumeNumbers};
 use super::entry::{Detaching, Entry, Parts, Phase};
 use super::error::NodeError;
 use super::link::{Links, Names};
@@ -274,6 +274,13 @@ impl Registry {
     pub fn list(&self) -> Vec<Attachment> {
         let entries: Vec<_> = self.0.lock().entries.values().cloned().collect();
         entries.iter().map(Entry::view).collect()
+    }
+
+    /// What the open volumes counted, by name.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<VolumeNumbers> {
+        let entries: Vec<_> = self.0.lock().entries.values().cloned().collect();
+        entries.iter().filter_map(Entry::numbers).collect()
     }
 
     /// One attachment.

@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
+use crate::blob::BlobAddress;
+
 /// Set by whoever was refused, data path and keeper alike; lifted by the next
 /// request that was not.
 #[derive(Debug, Default)]
@@ -30,21 +32,27 @@ impl Blockage {
         self.blocked.store(true, Ordering::Release);
     }
 
-    /// The store let a request in.
-    pub fn lifted(&self) {
-        if self.blocked.load(Ordering::Acquire) {
+    /// The store let a request for `blob` in.
+    pub fn lifted(&self, blob: &BlobAddress) {
+        if self.stands() {
             let mut why = self.lock();
             self.blocked.store(false, Ordering::Release);
             if let Some((_, since)) = why.take() {
-                tracing::info!("i/o is not blocked any more (it was since {since:.0})");
+                tracing::info!("{blob}: i/o is not blocked any more (it was since {since:.0})");
             }
         }
+    }
+
+    /// Access is refused now.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.blocked.load(Ordering::Acquire)
     }
 
     /// Reason and time, in words.
     #[must_use]
     pub fn describe(&self) -> Option<String> {
-        if !self.blocked.load(Ordering::Acquire) {
+        if !self.stands() {
             return None;
         }
         let why = self.lock();
@@ -70,7 +78,7 @@ mod tests {
             "{said}"
         );
         assert_eq!(blockage.lock().as_ref().map(|(_, since)| *since), since);
-        blockage.lifted();
+        blockage.lifted(&BlobAddress::new("acct", "dysks", "vol1.vhd"));
         assert_eq!(blockage.describe(), None);
     }
 }

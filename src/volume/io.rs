@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -15,6 +15,7 @@ use super::hold::Hold;
 use super::judge::{self, Verdict};
 use super::pace::{Pace, Permit};
 use super::standing::{Fenced, Standing};
+use super::stats::Sent;
 use super::store::PageStore;
 use super::trouble::Trouble;
 use crate::blob::retry::Backoff;
@@ -111,6 +112,7 @@ pub struct Io<S> {
     pub(super) requests: AtomicU64,
     /// Keeps changes back while the blob's entity tag has to stay as it is.
     pub(super) hold: Hold,
+    pub(super) sent: Sent,
     pub(super) trouble: Trouble,
     pub(super) pace: Pace,
 }
@@ -142,18 +144,22 @@ impl<S: PageStore> Io<S> {
 
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
             let permit = self.permit(range.len(), pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
+            let begun = Instant::now();
             let attempt = self
                 .blob
                 .get_range(range, self.integrity, &Conditions::default(), deadline)
                 .await;
+            self.sent.get.ended(begun, range.len(), attempt.is_err());
             permit.settle(&attempt);
             match attempt {
                 Ok(read) => {
-                    self.standing.blockage.lifted();
+                    under_way.done();
+                    self.standing.blockage.lifted(self.blob.address());
                     let mut data = ReadData::new();
                     read.pieces.into_iter().for_each(|piece| data.push(piece));
                     return Ok(data);
@@ -176,14 +182,18 @@ impl<S: PageStore> Io<S> {
         most: u32,
         deadline: Duration,
     ) -> Result<Filled, DeviceError> {
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
             let permit = self.permit(0, pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
+            let begun = Instant::now();
             let attempt = self.blob.page_ranges(within, most, deadline).await;
+            self.sent.ranges.ended(begun, 0, attempt.is_err());
             permit.settle(&attempt);
             match attempt {
                 Ok(page) => {
+                    under_way.done();
                     let last = page.filled.last().map_or(within.start, |range| range.end);
                     let known_to = if page.next_marker.is_some() {
                         last
@@ -284,8 +294,13 @@ impl<S: PageStore> Io<S> {
     }
 
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
+        let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
+            // What waits for a raise is not under way, and takes nobody's room.
+            unless_gone(self.standing.nothing_owed())
+                .await?
+                .map_err(|fenced| self.fenced(&fenced))?;
             // Before the bound is drawn: what only waits here is owed to nobody.
             let inside = unless_gone(self.hold.enter()).await?;
             let permit = unless_gone(self.permit(change.bytes(), pauses.again())).await??;
@@ -297,7 +312,8 @@ impl<S: PageStore> Io<S> {
             let error = match attempt {
                 Ok(()) => {
                     unsettled.settle();
-                    self.standing.blockage.lifted();
+                    under_way.done();
+                    self.standing.blockage.lifted(self.blob.address());
                     return Ok(());
                 }
                 Err(error) => error,
@@ -358,20 +374,28 @@ impl<S: PageStore> Io<S> {
             if_sequence_number_lt: Some(less_than),
             ..Conditions::default()
         };
-        match change {
+        let begun = Instant::now();
+        let (meter, written) = match change {
             Change::Put { offset, data } => {
                 let deadline = self.deadline(data.len() as u64);
-                self.blob
-                    .put_page(*offset, data.clone(), self.integrity, &conditions, deadline)
-                    .await?;
+                let put = self.blob.put_page(
+                    *offset,
+                    data.clone(),
+                    self.integrity,
+                    &conditions,
+                    deadline,
+                );
+                (&self.sent.put, put.await)
             }
             Change::Clear(range) => {
-                self.blob
-                    .clear_pages(*range, &conditions, self.attempt_deadline)
-                    .await?;
+                let clear = self
+                    .blob
+                    .clear_pages(*range, &conditions, self.attempt_deadline);
+                (&self.sent.clear, clear.await)
             }
-        }
-        Ok(())
+        };
+        meter.ended(begun, change.bytes(), written.is_err());
+        written.map(drop)
     }
 
     /// The volume is fenced: what its I/O is answered.

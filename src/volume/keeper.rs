@@ -228,7 +228,7 @@ async fn keep<S: PageStore>(
         };
         match step {
             Ok(()) => {
-                standing.blockage.lifted();
+                standing.blockage.lifted(blob.address());
                 backoff.reset();
             }
             Err(error) if doubtful => info!("{error}: asking for the lease"),

@@ -22,10 +22,12 @@ mod keeper;
 mod open;
 mod pace;
 mod patience;
+mod progress;
 mod range_lock;
 mod snapshot;
 mod snapshot_open;
 mod standing;
+mod stats;
 mod store;
 mod trouble;
 
@@ -54,6 +56,7 @@ use range_lock::RangeLock;
 pub use snapshot::{
     Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
 };
+pub use stats::VolumeStats;
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
@@ -225,6 +228,7 @@ pub struct Volume<S: PageStore = PageBlob> {
     /// Held by whoever grows the disk or takes a snapshot: one at a time.
     reshaping: tokio::sync::Mutex<()>,
     completed: AtomicU64,
+    served: stats::Served,
     /// Set to give up on everything under way.
     abandoned: tokio::sync::watch::Sender<bool>,
     keeper: Mutex<Option<Keeper<S>>>,
@@ -277,6 +281,7 @@ impl<S: PageStore> Volume<S> {
             gate: Gate::default(),
             reshaping: tokio::sync::Mutex::default(),
             completed: AtomicU64::new(0),
+            served: stats::Served::default(),
             abandoned: tokio::sync::watch::Sender::new(false),
             keeper: Mutex::new(keeper),
         }
@@ -335,8 +340,27 @@ impl<S: PageStore> Volume<S> {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         match keeper {
-            Some(keeper) => keeper.release(&self.io.standing).await,
+            Some(keeper) => {
+                let _under_way = self.io.standing.progress.begin();
+                keeper.release(&self.io.standing).await
+            }
             None => Ok(()),
+        }
+    }
+
+    /// Waiting for it is of no use now: something is asked of the store, and
+    /// the store refuses access or has done nothing for `patience`. An idle
+    /// volume is never stuck, nor is one that is merely slow.
+    #[must_use]
+    pub fn is_stuck(&self, patience: Duration) -> bool {
+        let still = self.io.standing.progress.stands_still();
+        still.is_some_and(|still| still >= patience || self.io.standing.blockage.stands())
+    }
+
+    /// Waits until it [is stuck](Self::is_stuck), perhaps for ever.
+    pub async fn stuck(&self, patience: Duration) {
+        while !self.is_stuck(patience) {
+            tokio::time::sleep(patience / 10).await;
         }
     }
 

@@ -29,6 +29,7 @@ use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::patience::patiently;
 use super::standing::{RUN_AHEAD, Standing};
+use super::stats::Sent;
 use super::store::PageStore;
 use super::trouble::Trouble;
 use super::{OpenError, OpenOptions, Volume};
@@ -452,6 +453,7 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         integrity: options.integrity,
         requests: AtomicU64::new(0),
         hold: Hold::default(),
+        sent: Sent::default(),
         trouble: Trouble::default(),
         pace: options.pace.clone().unwrap_or_default().join(),
     }

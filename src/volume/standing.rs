@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::blockage::Blockage;
+use super::progress::Progress;
 use crate::blob::StorageError;
 
 /// By how much a write's bound may exceed the number that the blob is known to
@@ -71,6 +72,8 @@ pub struct Standing {
     state: watch::Sender<State>,
     /// The store refuses access, for now.
     pub blockage: Blockage,
+    /// Whether the data path gets anything done.
+    pub progress: Progress,
 }
 
 /// What the keeper has to do next.
@@ -106,6 +109,7 @@ impl Standing {
         Self {
             state: watch::Sender::new(state),
             blockage: Blockage::default(),
+            progress: Progress::default(),
         }
     }
 
@@ -115,6 +119,12 @@ impl Standing {
     /// # Errors
     /// The volume is fenced.
     pub async fn nothing_owed(&self) -> Result<(), Arc<Fenced>> {
+        {
+            let state = self.state.borrow();
+            if state.fenced.is_none() && state.number >= state.owed {
+                return Ok(());
+            }
+        }
         self.wait(|state| state.number >= state.owed).await
     }
 

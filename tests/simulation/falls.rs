@@ -95,6 +95,12 @@ impl Driver<'_> {
     /// A volume is open on `node` now.
     pub fn opened(&mut self, node: usize, session: Session) {
         self.tally.openings += 1;
+        // One that is closing yet may have lost the volume to this very opening.
+        let closing = self.tasks.iter().filter(|task| task.node == node);
+        let mut sessions = closing.filter_map(|task| task.session.as_ref());
+        if sessions.any(|session| !session.sound()) {
+            self.lose(node, Loss::Perhaps);
+        }
         let loss = self.inherits(session.id, node);
         self.record(Event::Opened {
             session: session.id,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -159,6 +160,8 @@ pub struct Behaviour {
     pub broken: Option<String>,
     /// Refuses detaches that are not forced.
     pub in_use: Option<String>,
+    /// The one device of which that is so, if not of all.
+    pub in_use_alone: Option<String>,
     /// Devices of an earlier daemon: id and path.
     pub left: BTreeMap<String, PathBuf>,
 }
@@ -313,6 +316,18 @@ struct SocketDevice {
     log: Arc<Mutex<Vec<String>>>,
 }
 
+impl SocketDevice {
+    /// Where it is in use.
+    fn place_in_use(&self) -> Option<String> {
+        let behaviour = self.behaviour.lock().expect("lock");
+        let another = |alone: &String| *alone != self.name;
+        if behaviour.in_use_alone.as_ref().is_some_and(another) {
+            return None;
+        }
+        behaviour.in_use.clone()
+    }
+}
+
 impl Device for SocketDevice {
     fn path(&self) -> &Path {
         &self.path
@@ -324,7 +339,7 @@ impl Device for SocketDevice {
             self.log.lock().expect("lock").push(entry);
             if !force {
                 released(&self.hold_detach).await;
-                if let Some(place) = self.behaviour.lock().expect("lock").in_use.clone() {
+                if let Some(place) = self.place_in_use() {
                     return Err(TransportError::InUse {
                         device: self.path.display().to_string(),
                         places: vec![place],
@@ -374,6 +389,10 @@ impl Device for SocketDevice {
 pub struct Node {
     pub dir: TempDir,
     pub transport: Arc<SocketTransport>,
+    pub keep_attached: bool,
+    /// Where it is to answer Prometheus, and where it does.
+    pub metrics: Option<SocketAddr>,
+    pub scraped: Option<SocketAddr>,
     running: Option<(oneshot::Sender<()>, std::thread::JoinHandle<()>)>,
 }
 
@@ -385,7 +404,10 @@ impl Node {
         std::fs::create_dir(&disks).expect("disks");
         Self {
             transport: Arc::new(SocketTransport::new(disks)),
+            keep_attached: false,
             dir,
+            metrics: None,
+            scraped: None,
             running: None,
         }
     }
@@ -400,6 +422,8 @@ impl Node {
         daemon::Config {
             run_dir: self.run_dir(),
             link_dir: self.link("").to_owned(),
+            keep_attached: self.keep_attached,
+            metrics: self.metrics,
             ..daemon::Config::default()
         }
     }
@@ -418,13 +442,13 @@ impl Node {
                 let daemon = Daemon::start(config, transport)
                     .await
                     .expect("the daemon starts");
-                ready.send(()).expect("the test waits");
+                ready.send(daemon.metrics()).expect("the test waits");
                 // A dropped sender means a test that failed: stop too.
                 daemon.run(async { drop(stopped.await) }).await;
             });
             runtime.shutdown_background();
         });
-        started.recv().expect("the daemon starts");
+        self.scraped = started.recv().expect("the daemon starts");
         self.running = Some((stop, thread));
     }
 

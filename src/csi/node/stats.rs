@@ -13,6 +13,7 @@ use crate::csi::v1::*;
 use crate::filesystem::{Kind, grow};
 use crate::node::api::{Attachment, State};
 
+const MIB: u64 = 1 << 20;
 /// How long a filesystem may take to say how full it is.
 const STAT: Duration = Duration::from_secs(10);
 
@@ -133,19 +134,24 @@ pub async fn expand(
     node: &Node,
     asked: NodeExpandVolumeRequest,
 ) -> Result<NodeExpandVolumeResponse, Status> {
-    let (attachment, mount, path) = find(node, &asked.volume_id, &asked.volume_path).await?;
+    let (mut attachment, mount, path) = find(node, &asked.volume_id, &asked.volume_path).await?;
     let _held = node.locks.take(&asked.volume_id)?;
     let range = asked.capacity_range.unwrap_or_default();
     let wanted = u64::try_from(range.required_bytes)
         .map_err(|_| Status::invalid_argument("capacity: a size below 0"))?;
-    let size = attachment.size.unwrap_or_default();
-    if size < wanted {
-        return Err(Status::failed_precondition(format!(
-            "{}: the disk has {size} bytes, {wanted} are asked for: \
-             it grows while no node has it attached",
-            asked.volume_id
-        )));
+    if attachment.size.is_none_or(|size| size < wanted) {
+        let size = wanted.div_ceil(MIB).saturating_mul(MIB);
+        if range.limit_bytes > 0 && i64::try_from(size).is_ok_and(|size| size > range.limit_bytes) {
+            return Err(Status::out_of_range(format!(
+                "{}: {size} bytes (whole MiB) are above the limit of {}",
+                asked.volume_id, range.limit_bytes
+            )));
+        }
+        // The lease is the daemon's: blob, footer and device are too.
+        let resized = node.daemon.resize(&attachment.name, size).await;
+        attachment = resized.map_err(|error| failure::of_daemon(&error))?;
     }
+    let size = attachment.size.unwrap_or_default();
     let device = attach::device(&attachment)?;
     if !mount.is_node_of(device) {
         let kind: Kind = mount.kind.parse().map_err(Status::internal)?;

@@ -248,7 +248,7 @@ fn claim(sysfs: &Sysfs, index: u32, path: &Path, flush: bool) -> Result<File, Tr
                 )));
             }
         };
-        let openers = openers::of(&sysfs.proc, path);
+        let openers = openers::of(&sysfs.proc, &sysfs.numbers(index)?);
         if openers.is_empty() {
             if flush {
                 flush_cache(&file, path)?;

@@ -259,6 +259,10 @@ impl Lane {
     }
 
     fn forget(&mut self, now: Instant) {
+        if self.waiting() > 0 {
+            // What it waits for may be old; who ends it looks at the flag.
+            return;
+        }
         let before = self.limits.is_empty() && self.window.is_none();
         self.limits.forget(now);
         self.window.take_if(|window| window.is_forgotten(now));
