@@ -437,7 +437,7 @@ mod tests {
         STANDARD.encode(text)
     }
 
-    fn options(more: serde_json::Value) -> String {
+    fn options(more: &serde_json::Value) -> String {
         let mut options = json!({
             "kubernetes.io/fsType": "xfs",
             "kubernetes.io/readwrite": "rw",
@@ -454,7 +454,7 @@ mod tests {
 
     #[test]
     fn reads_what_kubelet_passes() {
-        let plain = wanted(&options(json!({}))).expect("a disk");
+        let plain = wanted(&options(&json!({}))).expect("a disk");
         assert_eq!(plain.request.volume(), "acct/dysks/vol1.vhd");
         assert_eq!(plain.kind, Kind::Xfs);
         assert!(plain.request.reuse && !plain.request.read_only);
@@ -462,7 +462,7 @@ mod tests {
             plain.request.account.endpoint,
             "https://acct.blob.core.windows.net"
         );
-        let other = wanted(&options(json!({
+        let other = wanted(&options(&json!({
             "container": "c", "kubernetes.io/readwrite": "ro", "kubernetes.io/fsType": "",
         })));
         let other = other.expect("a disk");
@@ -486,7 +486,7 @@ mod tests {
                 "accountname",
             ),
         ] {
-            let error = wanted(&options(more)).err().expect("refused");
+            let error = wanted(&options(&more)).err().expect("refused");
             assert!(error.contains(says) && !error.contains("hidden"), "{error}");
         }
         let torn = format!("{{\"kubernetes.io/secret/accountkey\": \"{secret}\"");
