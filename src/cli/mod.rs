@@ -14,6 +14,7 @@ mod copy;
 mod credential;
 mod detach;
 mod error;
+mod flexvolume;
 mod here;
 mod list;
 mod output;
@@ -116,6 +117,8 @@ enum Command {
     Staging(staging::Command),
     /// Print a static PersistentVolume for a blob that is there already
     Pv(pv::Options),
+    /// Answer the call-outs of a FlexVolume driver, as kubelet makes them
+    Flexvolume(flexvolume::Options),
     /// Export a volume to NBD clients, without daemon or kernel
     Serve(serve::Options),
     /// Show the versions of dyskctl and dyskd
@@ -180,6 +183,7 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Snapshot(command) => snapshot::run(global, command).await,
         Command::Staging(command) => staging::run(global, command),
         Command::Pv(options) => pv::run(global, options).await,
+        Command::Flexvolume(options) => flexvolume::run(global, options).await,
         Command::Serve(options) => serve::run(global, options).await,
         Command::Version => version::run(global).await,
     }

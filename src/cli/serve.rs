@@ -60,6 +60,8 @@ struct Serving<'a> {
 }
 
 pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
+    // Options that contradict each other are told first of all.
+    options.policy.policy()?;
     let target = Target::find(&options.volume, None, &options.account)?;
     let mut signals = Signals::new()?;
     // First the address: a mistake there should cost no lease.
