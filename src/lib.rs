@@ -3,7 +3,8 @@
 //! The house has floors, and imports run downwards only:
 //! binaries, then [`cli`] and [`csi`], then [`node`] (the daemon), then
 //! [`volume`] and [`nbd`], which meet only at [`device::BlockDevice`], then
-//! [`blob`]. [`emulator`] stands beside them. See `docs/design.md`.
+//! [`blob`]. [`filesystem`] is on the floor of `cli` and `csi`; [`emulator`]
+//! stands beside them. See `docs/design.md`.
 
 pub mod blob;
 pub mod caller;
@@ -11,6 +12,8 @@ pub mod cli;
 pub mod csi;
 pub mod device;
 pub mod emulator;
+pub mod filesystem;
+pub mod metrics;
 pub mod nbd;
 pub mod node;
 pub mod size;

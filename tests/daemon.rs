@@ -557,6 +557,33 @@ fn a_clean_stop_leaves_what_is_in_use_to_the_next_daemon() {
 }
 
 #[test]
+fn a_daemon_told_to_keep_them_leaves_idle_disks_to_the_next_one() {
+    let (store, mut node) = (Store::start(), Node::prepare());
+    node.keep_attached = true;
+    node.run();
+    store.create("idle.vhd", 1 << 20);
+    let (_, made) = attach(&store, &node, "idle");
+    let made: Value = serde_json::from_str(&made).expect("json");
+    let id = made["id"].as_str().expect("an id").to_owned();
+    let device = made["device"].as_str().expect("a device").to_owned();
+    node.stop();
+    assert_eq!(store.lease("idle.vhd"), LeaseState::Leased);
+    assert!(node.record("idle").exists());
+    assert!(std::fs::symlink_metadata(node.link("idle")).is_ok());
+
+    node.transport.set(|b| {
+        b.left.insert(id, device.clone().into());
+    });
+    node.run();
+    eventually("taken up", || names(&node) == ["idle attached"]);
+    let said = node.ctl().run(&["status", "idle"]);
+    assert!(said.ok().contains(&device), "{said:?}");
+    node.ctl().run(&["detach", "idle"]).says("");
+    assert_eq!(store.lease("idle.vhd"), LeaseState::Available);
+    node.assert_empty();
+}
+
+#[test]
 fn records_of_devices_that_are_gone_are_tidied_up() {
     let store = Store::start();
     let mut node = Node::prepare();

@@ -373,6 +373,42 @@ fn an_interrupted_copy_is_no_disk_until_a_repeat_brings_it_to_its_end() {
 }
 
 #[test]
+fn a_copy_takes_no_old_snapshot_and_leaves_none() {
+    let (store, source) = with_source();
+    let new = store.blob("copy.vhd");
+    let copy = |size| {
+        let wanted = plan("a", size);
+        store.block_on(volume::copy(&source, &new, &wanted, |_, _| {}, DEADLINE))
+    };
+    let left = || {
+        let left = store.block_on(volume::list_snapshots(&source, DEADLINE));
+        left.expect("a list").len()
+    };
+    // A call that died between its snapshot and the copy, long ago.
+    let name = format!("copy to {}", new.address());
+    store
+        .block_on(volume::create_snapshot(&source, &name, DEADLINE))
+        .expect("taken");
+    write(&store, &source, 512, 7);
+    copy(Some(512)).expect_err("too small");
+    assert_eq!(left(), 0, "of a copy that was refused");
+    store
+        .block_on(volume::create_snapshot(&source, &name, DEADLINE))
+        .expect("taken");
+    write(&store, &source, 1024, 8);
+    assert_eq!(copy(None).expect("copied"), Copied::Now(OLD));
+    assert_eq!(read(&store, &new, Range::at(512, 512)), [7; 512]);
+    assert_eq!(read(&store, &new, Range::at(1024, 512)), [8; 512]);
+    assert_eq!(left(), 0);
+    // One that died after the copy, before it deleted the snapshot.
+    store
+        .block_on(volume::create_snapshot(&source, &name, DEADLINE))
+        .expect("taken");
+    assert_eq!(copy(None).expect("copied"), Copied::Before(OLD));
+    assert_eq!(left(), 0);
+}
+
+#[test]
 fn a_copy_that_was_aborted_leaves_nothing() {
     let (store, source) = with_source();
     let slow = SettingsChange {
@@ -476,4 +512,99 @@ fn the_commands_say_what_they_did() {
         "devstoreaccount1/dysks/vol1.vhd: leased elsewhere: its holder alone can resize it: \
          detach it first, or resize it where it is attached",
     );
+}
+
+#[test]
+fn a_persistent_volume_is_printed_for_a_blob_that_is_there() {
+    let store = Store::start();
+    store.create("vol1.vhd", 2 << 30);
+    let ctl = Node::prepare().ctl();
+    let endpoint = store.endpoint();
+    let volume = format!("{ACCOUNT}/dysks/vol1.vhd");
+    let expected = |size: &str| {
+        format!(
+            "apiVersion: v1
+kind: PersistentVolume
+metadata:
+  name: vol1
+spec:
+  accessModes:
+    - ReadWriteOnce
+  capacity:
+    storage: \"{size}\"
+  csi:
+    controllerExpandSecretRef:
+      name: dyskcreds
+      namespace: dysk
+    driver: csi-dysk
+    fsType: ext4
+    nodeExpandSecretRef:
+      name: dyskcreds
+      namespace: dysk
+    nodeStageSecretRef:
+      name: dyskcreds
+      namespace: dysk
+    readOnly: false
+    volumeAttributes:
+      blob: vol1.vhd
+      container: dysks
+      endpoint: \"{endpoint}\"
+    volumeHandle: devstoreaccount1/dysks/vol1.vhd
+  persistentVolumeReclaimPolicy: Retain
+  storageClassName: csi-dysk
+  volumeMode: Filesystem
+"
+        )
+    };
+    let named = ["pv", &volume, "--endpoint", &endpoint];
+    ctl.run(&named).says(&expected("2Gi"));
+    // With a size, neither store nor credential is needed.
+    let bare = ctl.with(&[]);
+    bare.run(&[&named[..], &["--size", "1025MiB"]].concat())
+        .says(&expected("1025Mi"));
+    let said = bare.run(&named);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(
+        said.err.ends_with("or say how large it is with --size\n"),
+        "{said:?}"
+    );
+    let said = ctl.run(
+        &[
+            &named[..],
+            &[
+                "--name",
+                "my-volume",
+                "--secret",
+                "apps/key",
+                "--caching",
+                "read-write",
+            ],
+            &[
+                "--storage-class",
+                "fast",
+                "--read-only",
+                "--block",
+                "-o",
+                "json",
+            ],
+        ]
+        .concat(),
+    );
+    let object: serde_json::Value = serde_json::from_str(said.ok()).expect("json");
+    assert_eq!(object["metadata"]["name"], "my-volume");
+    let spec = &object["spec"];
+    assert_eq!(spec["accessModes"][0], "ReadOnlyMany");
+    assert_eq!(spec["storageClassName"], "fast");
+    assert_eq!(spec["volumeMode"], "Block");
+    assert_eq!(spec["csi"]["readOnly"], true);
+    assert_eq!(spec["csi"]["fsType"], serde_json::Value::Null);
+    assert_eq!(spec["csi"]["volumeAttributes"]["cachingMode"], "read-write");
+    assert_eq!(spec["csi"]["nodeStageSecretRef"]["namespace"], "apps");
+    ctl.run(&["pv", &volume, "--size", "1GiB", "--name", "My Volume"])
+        .fails(
+            "name \"My Volume\": a cluster takes lower-case letters, digits, - and . of at most \
+         253 bytes, such as \"my-volume\"",
+        );
+    ctl.run(&["pv", &volume, "--size", "1GiB", "--secret", "key"])
+        .fails("secret \"key\": write NAMESPACE/NAME");
 }

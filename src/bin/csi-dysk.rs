@@ -1,19 +1,21 @@
-//! csi-dysk: the Kubernetes driver, to come.
+//! csi-dysk: the Kubernetes driver.
 
-use std::io::Write;
 use std::process::ExitCode;
 
+use tracing_subscriber::EnvFilter;
+
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    match dysk::csi::run(&arguments) {
-        // Nobody reads it: no error.
-        Ok(line) => {
-            drop(writeln!(std::io::stdout(), "{line}"));
-            ExitCode::SUCCESS
-        }
-        Err(line) => {
-            drop(writeln!(std::io::stderr(), "csi-dysk: {line}"));
-            ExitCode::from(2)
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    match dysk::csi::main(std::env::args_os().collect()) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
         }
     }
 }

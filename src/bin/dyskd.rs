@@ -1,6 +1,7 @@
 //! dyskd: the node daemon. Parses, sets the process up, runs it until a
 //! signal.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,12 +28,19 @@ struct Options {
     /// attached and in use, and it ends
     #[arg(long)]
     takeover: bool,
+    /// At a stop, leave all disks attached for the next dyskd, also those that
+    /// nobody uses: for nodes whose disks are an orchestrator's to detach
+    #[arg(long)]
+    keep_attached: bool,
     /// The table of disks to attach at start
     #[arg(long, value_name = "FILE", default_value = dysktab::PATH)]
     dysktab: PathBuf,
     /// The most that all disks together may cache
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     cache_budget: ByteSize,
+    /// Answer Prometheus at http://ADDR/metrics, too
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// Log more (RUST_LOG says exactly what)
     #[arg(short, long, action = ArgAction::Count)]
     verbose: u8,
@@ -42,13 +50,11 @@ fn main() -> ExitCode {
     let options = Options::parse();
     start_logging(options.verbose);
     let service = Service::of_process();
-    match run(options, service) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("dyskd: {error:#}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = run(options, service) {
+        eprintln!("dyskd: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }
 
 fn run(options: Options, service: Service) -> anyhow::Result<()> {
@@ -78,6 +84,8 @@ async fn serve(options: Options, service: Service) -> anyhow::Result<()> {
         takeover: options.takeover,
         cache_budget: options.cache_budget.0,
         dysktab: Some(options.dysktab),
+        keep_attached: options.keep_attached,
+        metrics: options.metrics,
         ..Config::default()
     };
     let daemon = Daemon::start_as(config, Arc::new(NbdTransport::new()), service).await?;

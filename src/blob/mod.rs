@@ -6,6 +6,7 @@ pub mod account;
 mod answer;
 mod attempt;
 mod checksum;
+pub mod cloud;
 mod connect;
 mod connection;
 mod copy;

@@ -5,9 +5,7 @@ use std::path::Path;
 use clap::Args;
 
 use super::error::CliError;
-use super::{Global, Output, output};
-use crate::node::client::Client;
-use crate::node::name::AttachmentName;
+use super::{Global, Output, here, output};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -22,7 +20,8 @@ pub struct Options {
 pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
     let client = global.client();
     let name = if options.name_or_device.starts_with('/') {
-        by_device(&client, Path::new(&options.name_or_device)).await?
+        let path = Path::new(&options.name_or_device);
+        here::by_device(client.list().await?, path)?.name
     } else {
         options.name_or_device.parse()?
     };
@@ -34,23 +33,4 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
         Output::Json => output::json(&detached),
         Output::Table => Ok(()),
     }
-}
-
-async fn by_device(client: &Client, path: &Path) -> Result<AttachmentName, CliError> {
-    let attachments = client.list().await?;
-    let real = std::fs::canonicalize(path).ok();
-    let is_it = |candidate: &Option<std::path::PathBuf>| {
-        let candidate = candidate.as_deref();
-        candidate.is_some() && (candidate == Some(path) || candidate == real.as_deref())
-    };
-    attachments
-        .into_iter()
-        .find(|a| is_it(&a.device) || a.link.as_deref() == Some(path))
-        .map(|a| a.name)
-        .ok_or_else(|| {
-            CliError::failed(format!(
-                "{} is not attached by dyskd: see `dyskctl list`",
-                path.display()
-            ))
-        })
 }

@@ -27,6 +27,14 @@ impl CliError {
         }
     }
 
+    /// It failed, and the answer on standard output says why.
+    pub fn told() -> Self {
+        Self {
+            text: String::new(),
+            code: 1,
+        }
+    }
+
     /// The person interrupted it: exit code 130, as shells have it.
     pub fn interrupted(text: impl fmt::Display) -> Self {
         Self {
@@ -44,7 +52,9 @@ impl CliError {
     pub fn report(&self) -> ExitCode {
         // Texts come from many floors; whatever they hold, this is one line.
         let line = self.text.split_whitespace().collect::<Vec<_>>().join(" ");
-        say(&line);
+        if !line.is_empty() {
+            say(&line);
+        }
         ExitCode::from(self.code)
     }
 }

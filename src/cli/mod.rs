@@ -1,6 +1,7 @@
 //! `dyskctl`: one file per command group. `attach`, `detach`, `list` and
-//! `status` are clients of the daemon; `create`, `delete`, `resize`, `snapshot`
-//! and `serve` go to the store themselves and need no daemon.
+//! `status` are clients of the daemon; `create`, `delete` and `serve` go to the
+//! store themselves and need no daemon; `resize` and `snapshot` ask the daemon
+//! for what is attached here and the store for everything else.
 //!
 //! Standard output carries what was asked for and nothing else; an error is
 //! one line on standard error. Exit codes: 0, 1 (it failed), 2 (usage), 130
@@ -8,19 +9,25 @@
 
 mod account;
 mod attach;
+mod bench;
 mod copy;
 mod credential;
 mod detach;
 mod error;
+mod flexvolume;
+mod here;
 mod list;
 mod output;
 mod policy;
 mod provision;
+mod pv;
 mod resize;
 mod serve;
+mod signals;
 mod snapshot;
 mod staging;
 mod target;
+mod top;
 mod version;
 
 use std::ffi::OsString;
@@ -92,11 +99,15 @@ enum Command {
     List,
     /// Show one attachment in full
     Status(list::StatusOptions),
+    /// Show live what each attached volume does
+    Top(top::Options),
+    /// Measure a disk or volume with fio's well-known jobs
+    Bench(bench::Options),
     /// Make a page blob that is a disk (and its container)
     Create(provision::CreateOptions),
     /// Delete a volume's blob and its snapshots
     Delete(provision::DeleteOptions),
-    /// Grow a volume that is not attached
+    /// Grow a volume, attached on this node or nowhere
     Resize(resize::Options),
     /// Take, list and delete snapshots of a volume
     #[command(subcommand)]
@@ -104,6 +115,10 @@ enum Command {
     /// Show unflushed writes left on this node, put them back or drop them
     #[command(subcommand)]
     Staging(staging::Command),
+    /// Print a static PersistentVolume for a blob that is there already
+    Pv(pv::Options),
+    /// Answer the call-outs of a FlexVolume driver, as kubelet makes them
+    Flexvolume(flexvolume::Options),
     /// Export a volume to NBD clients, without daemon or kernel
     Serve(serve::Options),
     /// Show the versions of dyskctl and dyskd
@@ -160,11 +175,15 @@ async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Credential(options) => credential::run(global, options).await,
         Command::List => list::run(global).await,
         Command::Status(options) => list::status(global, options).await,
+        Command::Top(options) => top::run(global, options).await,
+        Command::Bench(options) => bench::run(global, options).await,
         Command::Create(options) => provision::create(global, options).await,
         Command::Delete(options) => provision::delete(global, options).await,
         Command::Resize(options) => resize::run(global, options).await,
         Command::Snapshot(command) => snapshot::run(global, command).await,
         Command::Staging(command) => staging::run(global, command),
+        Command::Pv(options) => pv::run(global, options).await,
+        Command::Flexvolume(options) => flexvolume::run(global, options).await,
         Command::Serve(options) => serve::run(global, options).await,
         Command::Version => version::run(global).await,
     }

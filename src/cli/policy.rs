@@ -38,10 +38,20 @@ pub struct PolicyOptions {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CachingArg {
+pub enum CachingArg {
     None,
     ReadOnly,
     ReadWrite,
+}
+
+impl From<CachingArg> for Caching {
+    fn from(caching: CachingArg) -> Self {
+        match caching {
+            CachingArg::None => Self::None,
+            CachingArg::ReadOnly => Self::ReadOnly,
+            CachingArg::ReadWrite => Self::ReadWrite,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -59,7 +69,7 @@ enum IntegrityArg {
 }
 
 /// A duration as people write it: `500ms`, `30s`, `5m`, `1h30m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let refuse = || format!("\"{text}\" is not a duration: write something like 500ms, 30s or 5m");
     let span: jiff::SignedDuration = text.parse().map_err(|_| refuse())?;
     Duration::try_from(span).map_err(|_| refuse())
@@ -94,11 +104,7 @@ impl PolicyOptions {
     /// Options that contradict each other.
     pub fn policy(&self) -> Result<Policy, CliError> {
         let policy = Policy {
-            caching: match self.caching {
-                CachingArg::None => Caching::None,
-                CachingArg::ReadOnly => Caching::ReadOnly,
-                CachingArg::ReadWrite => Caching::ReadWrite,
-            },
+            caching: self.caching.into(),
             staging_dir: self.staging_dir.clone(),
             cache_size: self.cache_size.map(|size| size.0),
             io_deadline_ms: self.io_deadline.map(millis),

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::account::AccountOptions;
 use super::error::{CliError, note};
 use super::policy::{PolicyOptions, waits_for};
+use super::signals::Signals;
 use super::target::Target;
 use super::{Global, Output, output};
 use crate::blob::LeaseId;
@@ -60,7 +60,8 @@ struct Serving<'a> {
 }
 
 pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
-    let policy = options.policy.policy()?;
+    // Options that contradict each other are told first of all.
+    options.policy.policy()?;
     let target = Target::find(&options.volume, None, &options.account)?;
     let mut signals = Signals::new()?;
     // First the address: a mistake there should cost no lease.
@@ -70,17 +71,40 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
         (None, None) => return Err(CliError::failed("give --unix or --listen")),
     }
     .map_err(CliError::failed)?;
+    let access = Access {
+        read_only: options.read_only,
+        break_lease: options.break_lease,
+    };
+    let (volume, address) = open(&target, access, &options.policy, &mut signals).await?;
+    serve(global, server, volume, &address, signals).await
+}
+
+/// What is asked for besides the volume.
+pub struct Access {
+    pub read_only: bool,
+    pub break_lease: bool,
+}
+
+/// Opens a volume in this process, and says what it waits for; gives back the
+/// volume and its address in words.
+pub async fn open(
+    target: &Target,
+    access: Access,
+    options: &PolicyOptions,
+    signals: &mut Signals,
+) -> Result<(Arc<Volume>, String), CliError> {
+    let policy = options.policy()?;
     let (_, blob) = open_blob(&target.account, &target.container, &target.blob).await?;
     let address = blob.address().to_string();
     let (waiting, mut told) = watch::channel(false);
     let mut open = OpenOptions {
-        read_only: options.read_only,
-        break_lease: options.break_lease,
+        read_only: access.read_only,
+        break_lease: access.break_lease,
         waiting: Some(waiting),
         pace: Some(pace(&target.account)),
         ..policy.open_options(LeaseId::random(), &staging())
     };
-    open.staging.recover = options.policy.recover();
+    open.staging.recover = options.recover();
     let opened = async {
         let mut opening = std::pin::pin!(Volume::open(blob, open));
         tokio::select! {
@@ -97,7 +121,7 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
         opened = opened => opened.map_err(NodeError::from)?,
         () = signals.next() => return Err(CliError::interrupted("interrupted before it served")),
     };
-    serve(global, server, volume, &address, signals).await
+    Ok((volume, address))
 }
 
 /// Where an export stages, unless told: with the daemon's for root, else in
@@ -162,29 +186,4 @@ async fn serve(
             "lease not released: {error}: it ends by itself within a minute"
         ))
     })
-}
-
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, CliError> {
-        let wait = |kind| {
-            signal(kind)
-                .map_err(|error| CliError::failed(format!("cannot wait for signals: {error}")))
-        };
-        Ok(Self {
-            interrupt: wait(SignalKind::interrupt())?,
-            terminate: wait(SignalKind::terminate())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

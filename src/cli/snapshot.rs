@@ -1,19 +1,20 @@
 //! `dyskctl snapshot create|list|delete`.
 //!
-//! A snapshot of a volume in use, taken here, holds what a power cut at that
-//! moment would leave.
+//! Of a volume attached on this node the daemon takes it, with everything that
+//! was acknowledged before. Of one in use elsewhere it holds what a power cut
+//! at that moment would leave.
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
 
 use super::account::AccountOptions;
 use super::copy::split_snapshot;
 use super::error::CliError;
 use super::target::Target;
-use super::{Global, Output, output};
+use super::{Global, Output, here, output};
 use crate::blob::PageBlob;
 use crate::node::NodeError;
 use crate::node::account::{ATTEMPT_DEADLINE, open_blob};
+use crate::node::api::SnapshotTaken;
 use crate::size::ByteSize;
 use crate::volume::{self, Snapshot};
 
@@ -29,7 +30,8 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct CreateOptions {
-    /// ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB or a blob URL
+    /// An attachment's name or device, ACCOUNT/CONTAINER/BLOB, ACCOUNT/BLOB or a blob URL
+    #[arg(value_name = "NAME|DEVICE|VOLUME")]
     volume: String,
     /// Its name
     #[arg(long)]
@@ -54,23 +56,8 @@ pub struct DeleteOptions {
     account: AccountOptions,
 }
 
-/// A snapshot, as `-o json` shows it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Shown {
-    snapshot: String,
-    name: Option<String>,
-    time: String,
-    blob_size: u64,
-}
-
-fn shown(blob: &PageBlob, snapshot: Snapshot) -> Shown {
-    Shown {
-        snapshot: format!("{}@{}", blob.address(), snapshot.time),
-        name: snapshot.name,
-        time: snapshot.time,
-        blob_size: snapshot.blob_size,
-    }
+fn shown(blob: &PageBlob, snapshot: Snapshot) -> SnapshotTaken {
+    SnapshotTaken::new(&blob.address().to_string(), snapshot)
 }
 
 async fn find(volume: &str, account: &AccountOptions) -> Result<PageBlob, CliError> {
@@ -88,11 +75,19 @@ pub async fn run(global: &Global, command: Command) -> Result<(), CliError> {
 }
 
 async fn create(global: &Global, options: CreateOptions) -> Result<(), CliError> {
-    let blob = find(&options.volume, &options.account).await?;
-    let taken = volume::create_snapshot(&blob, &options.name, ATTEMPT_DEADLINE)
-        .await
-        .map_err(NodeError::from)?;
-    let shown = shown(&blob, taken);
+    let shown = match here::attached(global, &options.volume).await? {
+        Some(attachment) => {
+            let client = global.client();
+            client.snapshot(&attachment.name, &options.name).await?
+        }
+        None => {
+            let blob = find(&options.volume, &options.account).await?;
+            let taken = volume::create_snapshot(&blob, &options.name, ATTEMPT_DEADLINE)
+                .await
+                .map_err(NodeError::from)?;
+            shown(&blob, taken)
+        }
+    };
     match global.output {
         Output::Table => output::line(shown.snapshot),
         Output::Json => output::json(&shown),
@@ -108,7 +103,7 @@ async fn list(global: &Global, options: ListOptions) -> Result<(), CliError> {
     let found = volume::list_snapshots(&blob, ATTEMPT_DEADLINE)
         .await
         .map_err(NodeError::from)?;
-    let found: Vec<Shown> = found.into_iter().map(|one| shown(&blob, one)).collect();
+    let found: Vec<SnapshotTaken> = found.into_iter().map(|one| shown(&blob, one)).collect();
     if global.output == Output::Json {
         return output::json(&found);
     }

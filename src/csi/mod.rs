@@ -1,18 +1,131 @@
-//! The CSI driver `csi-dysk`. So far it knows its version and nothing else.
+//! The CSI driver `csi-dysk`: identity, controller and node services on a UNIX
+//! socket. What they do to the store lives in `volume` and `blob`; here are
+//! the specification's rules: names, idempotence, sizes, error codes.
+
+mod authority;
+mod capability;
+mod controller;
+mod failure;
+pub mod handle;
+mod identity;
+mod listing;
+mod locks;
+pub mod node;
+mod parameters;
+mod secrets;
+pub mod server;
+mod snapshots;
+mod volumes;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
-/// What `csi-dysk` prints for these arguments (without the program's name).
+use clap::{Parser, ValueEnum};
+
+pub use controller::ControllerService;
+pub use identity::IdentityService;
+pub use node::NodeService;
+use server::Services;
+
+/// The driver's name, in the cluster and in GetPluginInfo.
+pub const DRIVER: &str = "csi-dysk";
+
+/// The messages and services of the specification, as compiled from
+/// `proto/csi.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, rust_2018_idioms)]
+pub mod v1 {
+    tonic::include_proto!("csi.v1");
+}
+
+/// Which services the process offers beside the identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// The controller: makes, grows, snapshots and deletes volumes.
+    Controller,
+    /// The node: volumes from the store to a pod's path. Runs as root beside
+    /// dyskd.
+    Node,
+    /// Both.
+    All,
+}
+
+/// The CSI driver for page blobs as disks.
+#[derive(Debug, Parser)]
+#[command(name = DRIVER, version)]
+pub struct Options {
+    /// Which services to offer
+    #[arg(long, value_enum)]
+    mode: Mode,
+    /// Where to listen: unix:///PATH
+    #[arg(long, value_name = "URL", value_parser = socket_path)]
+    endpoint: PathBuf,
+    /// What the cluster calls this node; for the node service
+    #[arg(
+        long,
+        value_name = "NODE",
+        required_if_eq_any([("mode", "node"), ("mode", "all")]),
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    node_id: Option<String>,
+    /// Where dyskd listens; for the node service
+    #[arg(long, value_name = "PATH", default_value = "/run/dysk/dyskd.sock")]
+    dyskd_socket: PathBuf,
+    /// A Secret mounted as a folder, for calls that bring none; for the
+    /// controller
+    #[arg(long, value_name = "DIR")]
+    secrets_dir: Option<PathBuf>,
+    /// The most volumes this node takes; by its memory when left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_volumes: Option<u32>,
+}
+
+impl Options {
+    fn services(&self) -> Services {
+        let node = self
+            .node_id
+            .as_ref()
+            .filter(|_| self.mode != Mode::Controller);
+        Services {
+            controller: (self.mode != Mode::Node)
+                .then(|| ControllerService::with_default_secret(self.secrets_dir.clone())),
+            node: node.map(|id| NodeService::new(id, &self.dyskd_socket, self.max_volumes)),
+            identity: match self.mode {
+                Mode::Controller => IdentityService::default(),
+                _ => IdentityService::of_node(&self.dyskd_socket),
+            },
+        }
+    }
+}
+
+fn socket_path(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("unix://").unwrap_or(text);
+    if path.starts_with('/') {
+        Ok(PathBuf::from(path))
+    } else {
+        Err("write unix:///PATH".into())
+    }
+}
+
+/// Runs `csi-dysk` with these arguments, the program's name among them, until
+/// SIGTERM or SIGINT.
 ///
 /// # Errors
-/// One line that says why they are refused.
-pub fn run(arguments: &[OsString]) -> Result<String, String> {
-    match arguments {
-        [word] if word == "version" || word == "--version" => {
-            Ok(format!("csi-dysk {}", env!("CARGO_PKG_VERSION")))
+/// The socket cannot be used, or serving fails.
+pub fn main(arguments: Vec<OsString>) -> Result<ExitCode, anyhow::Error> {
+    let options = match Options::try_parse_from(arguments) {
+        Ok(options) => options,
+        Err(refusal) => {
+            refusal.print()?;
+            let code = u8::try_from(refusal.exit_code()).unwrap_or(2);
+            return Ok(ExitCode::from(code));
         }
-        _ => Err("this version has no csi driver yet: it only takes --version".into()),
-    }
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(server::run(&options.endpoint, options.services()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
@@ -20,14 +133,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_its_version_and_refuses_the_rest() {
-        let run =
-            |arguments: &[&str]| run(&arguments.iter().map(OsString::from).collect::<Vec<_>>());
-        let version = format!("csi-dysk {}", env!("CARGO_PKG_VERSION"));
-        assert_eq!(run(&["--version"]), Ok(version.clone()));
-        assert_eq!(run(&["version"]), Ok(version));
-        for refused in [&[][..], &["node"], &["--version", "x"]] {
-            assert!(run(refused).is_err(), "{refused:?}");
+    fn endpoints_are_unix_sockets() {
+        for text in ["unix:///csi/csi.sock", "/csi/csi.sock"] {
+            assert_eq!(socket_path(text), Ok(PathBuf::from("/csi/csi.sock")));
+        }
+        for text in ["tcp://127.0.0.1:1", "unix://csi.sock", ""] {
+            assert!(socket_path(text).is_err(), "{text}");
         }
     }
 }

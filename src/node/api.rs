@@ -7,7 +7,13 @@
 //! | `GET /v1/attachments` | 200 and an [`AttachmentList`] |
 //! | `GET /v1/attachments/NAME` | 200 and the [`Attachment`] |
 //! | `DELETE /v1/attachments/NAME[?force=true]` | 200 and a [`Detached`] |
+//! | `POST /v1/attachments/NAME/resize` with a [`ResizeRequest`] | 200 and the [`Attachment`] |
+//! | `POST /v1/attachments/NAME/snapshot` with a [`SnapshotRequest`] | 200 and a [`SnapshotTaken`] |
 //! | `PUT /v1/attachments/NAME/credential` with a [`CredentialChange`] | 200 and the [`Attachment`] |
+//! | `GET /v1/attachments/NAME/format` | 200 and a [`FormatState`](crate::volume::FormatState) |
+//! | `PUT /v1/attachments/NAME/format` with a [`FormatMark`](crate::volume::FormatMark) | 200 and the same |
+//! | `GET /v1/stats` | 200 and a [`Stats`] |
+//! | `GET /metrics` | 200 and the same for Prometheus |
 //! | `GET /v1/version` | 200 and a [`Version`] |
 //! | `GET /v1/health` | 200 and a [`Health`] |
 //!
@@ -25,7 +31,7 @@ use super::name::AttachmentName;
 use super::policy::Policy;
 use crate::blob::source::CredentialSource;
 use crate::blob::vhd::Layout;
-use crate::volume::{CacheStatus, Caching, Recover, SetAside, Throttled};
+use crate::volume::{CacheStatus, Caching, Recover, SetAside, Snapshot, Throttled, VolumeStats};
 
 /// Where `dyskd` keeps its socket and records.
 pub const RUN_DIR: &str = "/run/dysk";
@@ -152,6 +158,52 @@ pub struct CredentialChange {
     pub credential: Secret,
 }
 
+/// Grow an attached disk, in use or not. Its filesystem is the caller's to
+/// grow, afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ResizeRequest {
+    /// Usable bytes to have at least: a multiple of 512. A larger disk stays
+    /// as it is, and the answer says how large it is.
+    #[serde(alias = "size_bytes")]
+    pub size_bytes: u64,
+}
+
+/// Take a snapshot of an attached disk: with everything acknowledged before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// Its name, 1 to 1024 bytes. One of that name is found, not taken again.
+    pub name: String,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SnapshotTaken {
+    /// `account/container/blob@time`.
+    pub snapshot: String,
+    /// The name it was made under; none for one that was made elsewhere.
+    pub name: Option<String>,
+    /// The store's time stamp.
+    pub time: String,
+    /// Bytes in the blob at that time, footer included.
+    pub blob_size: u64,
+}
+
+impl SnapshotTaken {
+    /// The snapshot `taken` of `volume`, which is `account/container/blob`.
+    #[must_use]
+    pub fn new(volume: &str, taken: Snapshot) -> Self {
+        Self {
+            snapshot: format!("{volume}@{}", taken.time),
+            name: taken.name,
+            time: taken.time,
+            blob_size: taken.blob_size,
+        }
+    }
+}
+
 /// Where an attachment is in its life; the table of transitions is in
 /// [`super::registry`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -256,6 +308,31 @@ pub struct Attachment {
 pub struct AttachmentList {
     /// All of them, by name.
     pub attachments: Vec<Attachment>,
+}
+
+/// The answer to a request for numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    /// Microseconds on the daemon's clock, which only goes forward: what lies
+    /// between two answers.
+    pub at: u64,
+    /// The open volumes, by name.
+    pub volumes: Vec<VolumeNumbers>,
+}
+
+/// One volume's numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeNumbers {
+    /// The attachment's name.
+    pub name: AttachmentName,
+    /// Unique for all time: counters of another id begin anew.
+    pub id: String,
+    /// `account/container/blob`.
+    pub volume: String,
+    /// What was counted since it was opened.
+    pub stats: VolumeStats,
 }
 
 /// The answer to a detach.

@@ -15,9 +15,11 @@ use tokio::net::UnixStream;
 
 use super::api::{
     AttachEvent, AttachRequest, Attachment, AttachmentList, CredentialChange, Detached,
-    ErrorAnswer, ErrorBody, Health, Stage, Version,
+    ErrorAnswer, ErrorBody, Health, ResizeRequest, SnapshotRequest, SnapshotTaken, Stage, Stats,
+    Version,
 };
 use super::name::AttachmentName;
+use crate::volume::{FormatMark, FormatState};
 
 /// For requests that the daemon answers from memory.
 const QUICK: Duration = Duration::from_secs(10);
@@ -124,6 +126,40 @@ impl Client {
         self.finish(answer).await
     }
 
+    /// Grows an attached disk to at least `size_bytes`, in use or not, and
+    /// answers with the attachment as it is then. Safe to repeat.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the disk has its old size or the new one.
+    pub async fn resize(
+        &self,
+        name: &AttachmentName,
+        size_bytes: u64,
+    ) -> Result<Attachment, ClientError> {
+        let body = serde_json::to_vec(&ResizeRequest { size_bytes }).map_err(|e| self.broken(e))?;
+        let path = format!("/v1/attachments/{name}/resize");
+        let answer = self.send(Method::POST, &path, body.into()).await?;
+        self.finish(answer).await
+    }
+
+    /// Takes a snapshot of an attached disk, or finds the one of that name.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the snapshot may be there then, a repeat finds it.
+    pub async fn snapshot(
+        &self,
+        name: &AttachmentName,
+        snapshot: &str,
+    ) -> Result<SnapshotTaken, ClientError> {
+        let request = SnapshotRequest {
+            name: snapshot.to_owned(),
+        };
+        let body = serde_json::to_vec(&request).map_err(|e| self.broken(e))?;
+        let path = format!("/v1/attachments/{name}/snapshot");
+        let answer = self.send(Method::POST, &path, body.into()).await?;
+        self.finish(answer).await
+    }
+
     /// Replaces an attachment's credentials.
     ///
     /// # Errors
@@ -137,6 +173,32 @@ impl Client {
         let path = format!("/v1/attachments/{name}/credential");
         let answer = self.send(Method::PUT, &path, body.into()).await?;
         self.finish(answer).await
+    }
+
+    /// Whether the disk may be formatted. Waits for the store.
+    ///
+    /// # Errors
+    /// [`ClientError`]: then nothing is known.
+    pub async fn format_state(&self, name: &AttachmentName) -> Result<FormatState, ClientError> {
+        let path = format!("/v1/attachments/{name}/format");
+        let answer = self.send(Method::GET, &path, Bytes::new()).await?;
+        self.finish(answer).await
+    }
+
+    /// Sets the mark of a format.
+    ///
+    /// # Errors
+    /// [`ClientError`]: then it may be set or not.
+    pub async fn set_format_mark(
+        &self,
+        name: &AttachmentName,
+        mark: &FormatMark,
+    ) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(mark).map_err(|e| self.broken(e))?;
+        let path = format!("/v1/attachments/{name}/format");
+        let answer = self.send(Method::PUT, &path, body.into()).await?;
+        let _set: FormatMark = self.finish(answer).await?;
+        Ok(())
     }
 
     /// Every attachment, by name.
@@ -154,6 +216,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn status(&self, name: &AttachmentName) -> Result<Attachment, ClientError> {
         self.get(&format!("/v1/attachments/{name}")).await
+    }
+
+    /// What the open volumes counted.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn stats(&self) -> Result<Stats, ClientError> {
+        self.get("/v1/stats").await
     }
 
     /// The daemon's version.

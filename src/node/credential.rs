@@ -52,13 +52,9 @@ impl Registry {
             Ok(_) => {}
         }
         let (records, recorded, of) = (self.0.records.clone(), request.clone(), name.clone());
-        blocking(move || {
-            let mut record = records.get(&of)?;
-            record.request = recorded;
-            records.write(&record)
-        })
-        .await
-        .map_err(|error| NodeError::internal(format!("cannot change the record: {error}")))?;
+        blocking(move || records.change(&of, |record| record.request = recorded))
+            .await
+            .map_err(|error| NodeError::internal(format!("cannot change the record: {error}")))?;
         let account = request.account.clone();
         if !self.set_request(name, &entry.id, Arc::new(request)) {
             // Detached meanwhile: what was written is nobody's.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use super::record::Records;
 use super::recover::Inherited;
 use super::registry::Registry;
 use super::run_dir::{RunDir, RunDirError};
+use super::scrape::Scrape;
 use super::server::Server;
 use super::service::{self, Notifier, Service};
 use super::startup;
@@ -47,6 +49,10 @@ pub struct Config {
     pub takeover: bool,
     /// The table of what is to be attached; none is fine.
     pub dysktab: Option<PathBuf>,
+    /// Whether a clean stop leaves attached what is not in use, too.
+    pub keep_attached: bool,
+    /// Where to answer Prometheus over TCP; nowhere when `None`.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -57,6 +63,8 @@ impl Default for Config {
             cache_budget: DEFAULT_CACHE_BUDGET,
             takeover: false,
             dysktab: None,
+            keep_attached: false,
+            metrics: None,
         }
     }
 }
@@ -75,6 +83,14 @@ pub enum DaemonError {
         /// What the system said.
         error: io::Error,
     },
+    /// The address for metrics cannot be listened on.
+    #[error("cannot answer metrics on {address}: {error}")]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
 }
 
 /// A daemon that has started.
@@ -87,6 +103,8 @@ pub struct Daemon {
     notifier: Option<Arc<Notifier>>,
     watchdog: Option<Duration>,
     dysktab: Option<PathBuf>,
+    keep_attached: bool,
+    scrape: Option<Scrape>,
 }
 
 impl Daemon {
@@ -147,6 +165,14 @@ impl Daemon {
         let socket = run_dir.socket();
         let server =
             Server::bind(socket.clone(), registry.clone()).map_err(failed(socket.clone()))?;
+        let scrape = match config.metrics {
+            Some(address) => {
+                let failed = |error| DaemonError::Metrics { address, error };
+                let scrape = Scrape::bind(address, registry.clone()).await;
+                Some(scrape.map_err(failed)?)
+            }
+            None => None,
+        };
         let handed_over = handover::offer(&config.run_dir, registry.clone())
             .map_err(failed(config.run_dir.clone()))?;
         tracing::info!(
@@ -162,7 +188,15 @@ impl Daemon {
             notifier,
             watchdog,
             dysktab: config.dysktab,
+            keep_attached: config.keep_attached,
+            scrape,
         })
+    }
+
+    /// Where metrics are answered over TCP, if anywhere.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.scrape.as_ref()?.address().ok()
     }
 
     /// Where clients connect.
@@ -172,7 +206,8 @@ impl Daemon {
     }
 
     /// Serves until `stop` ends, then stops cleanly: no new requests, what is
-    /// not in use is detached, the control socket is removed.
+    /// not in use is detached unless it is to be kept, the control socket is
+    /// removed.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Self {
             registry,
@@ -182,6 +217,8 @@ impl Daemon {
             notifier,
             watchdog,
             dysktab,
+            keep_attached,
+            scrape,
         } = self;
         let socket = run_dir.socket();
         if let Some(path) = dysktab {
@@ -194,7 +231,7 @@ impl Daemon {
             if let Some(notifier) = &notifier {
                 notifier.say("STOPPING=1");
             }
-            stop::stop(&registry, notifier.as_ref()).await;
+            stop::stop(&registry, notifier.as_ref(), keep_attached).await;
         };
         let told = async {
             if let Some(notifier) = &notifier {
@@ -202,6 +239,12 @@ impl Daemon {
                 service::tell_status(notifier, &registry).await;
             }
             std::future::pending::<()>().await;
+        };
+        let scraped = async {
+            match scrape {
+                Some(scrape) => scrape.run().await,
+                None => std::future::pending().await,
+            }
         };
         let alive = async {
             if let Some((notifier, limit)) = notifier.as_ref().zip(watchdog) {
@@ -213,6 +256,7 @@ impl Daemon {
             () = server.run(stopped) => tracing::info!("stopped"),
             () = told => {}
             () = alive => {}
+            () = scraped => {}
             // Never, when its thread has ended.
             Ok(()) = handed_over => {
                 tracing::info!("another dyskd goes on");

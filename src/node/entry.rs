@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::api::{AttachRequest, Attachment, CONNECTIONS, Detached, Stage, State};
+use super::api::{AttachRequest, Attachment, CONNECTIONS, Detached, Stage, State, VolumeNumbers};
 use super::error::NodeError;
 use super::policy::Staging;
 use super::transport::Device;
@@ -102,20 +102,32 @@ pub(super) async fn find_aside(request: &AttachRequest, staging: &Staging) -> Ve
 }
 
 impl Entry {
-    /// Another holder has taken its volume.
-    pub fn is_fenced(&self) -> bool {
+    /// Its volume, if one is open.
+    fn volume(&self) -> Option<&Arc<Volume>> {
         let parts = match &self.phase {
-            Phase::Attaching { .. } => return false,
+            Phase::Attaching { .. } => return None,
             Phase::Recovering(Recovering { parts, .. })
             | Phase::Detaching(Detaching { parts, .. })
             | Phase::Attached(parts)
             | Phase::Failed(parts, _)
             | Phase::Stale(parts, _) => parts,
         };
-        parts
-            .volume
-            .as_ref()
-            .is_some_and(|volume| volume.is_fenced())
+        parts.volume.as_ref()
+    }
+
+    /// Another holder has taken its volume.
+    pub fn is_fenced(&self) -> bool {
+        self.volume().is_some_and(|volume| volume.is_fenced())
+    }
+
+    /// Its numbers, if its volume is open.
+    pub fn numbers(&self) -> Option<VolumeNumbers> {
+        Some(VolumeNumbers {
+            name: self.request.name.clone(),
+            id: self.id.clone(),
+            volume: self.request.volume(),
+            stats: self.volume()?.stats(),
+        })
     }
 
     /// The entry as the API shows it.

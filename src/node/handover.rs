@@ -56,6 +56,8 @@ const SOCKET: &str = "handover.sock";
 const FORMAT: u32 = 1;
 /// How long a device may take to answer what it has taken.
 const PARK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a resize or snapshot that is under way may take to end.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long either side waits for the other. The devices wait too.
 const PEER_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two attempts at a staging file that is not free yet.
@@ -231,6 +233,7 @@ fn hand_over(peer: &Peer, registry: &Registry, runtime: &tokio::runtime::Handle)
     }
     tracing::info!("handing over to a new dyskd");
     registry.set_handing_over(true);
+    runtime.block_on(changes_end(registry))?;
     let entries = registry.entries();
     let devices: Vec<_> = entries.iter().filter_map(served).collect();
     let parked = runtime.block_on(async {
@@ -268,6 +271,15 @@ fn hand_over(peer: &Peer, registry: &Registry, runtime: &tokio::runtime::Handle)
     }
     tracing::info!("handed over");
     Ok(())
+}
+
+/// Waits until nothing is being resized: the kernel takes a size once it has
+/// its answers, which it would not get from parked connections.
+async fn changes_end(registry: &Registry) -> io::Result<()> {
+    let ended = registry.wait_until(|table| table.changes == 0);
+    tokio::time::timeout(CHANGE_PATIENCE, ended)
+        .await
+        .map_err(|_| io::Error::other("a disk is being resized: try again"))
 }
 
 /// The staging file is ours again once the new daemon has let go of it, as it

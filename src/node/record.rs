@@ -10,6 +10,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,8 @@ impl Record {
 #[derive(Clone, Debug)]
 pub struct Records {
     dir: PathBuf,
+    /// Held while a record is read, changed and written.
+    changing: Arc<Mutex<()>>,
 }
 
 /// A file among the records that is none.
@@ -96,7 +99,10 @@ impl Records {
     /// When it cannot be made.
     pub fn open(dir: PathBuf) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        Ok(Self { dir })
+        Ok(Self {
+            dir,
+            changing: Arc::default(),
+        })
     }
 
     /// Where the record of `name` is.
@@ -136,6 +142,22 @@ impl Records {
     /// record.
     pub fn get(&self, name: &AttachmentName) -> io::Result<Record> {
         read(&self.path(name)).map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))
+    }
+
+    /// Changes the record of `name`.
+    ///
+    /// # Errors
+    /// As [`Records::get`] and [`Records::write`]; the old record then stands.
+    pub fn change(
+        &self,
+        name: &AttachmentName,
+        change: impl FnOnce(&mut Record),
+    ) -> io::Result<()> {
+        // It guards nothing that a panic could leave half changed.
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut record = self.get(name)?;
+        change(&mut record);
+        self.write(&record)
     }
 
     /// Removes the record; one that is gone is fine.

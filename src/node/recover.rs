@@ -133,6 +133,7 @@ impl Recovery {
                 registry.set_phase(name, &entry.id, Phase::Attached(parts.clone()));
                 registry.watch(&entry, &parts);
                 tracing::info!(%name, %volume, device = %device.display(), "recovered");
+                registry.settle_size(&entry);
             }
             End::Gone(why) => {
                 tracing::info!(%name, %volume, "{why}; tidying up");
@@ -278,8 +279,10 @@ impl Recovery {
         let Some(device) = self.parts.device_path.clone() else {
             return;
         };
-        if self.record.device.as_ref() != Some(&device) {
+        let size = self.parts.volume.as_ref().map(|volume| volume.size());
+        if self.record.device.as_ref() != Some(&device) || self.record.size != size {
             self.record.device = Some(device.clone());
+            self.record.size = size.or(self.record.size);
             self.learn_request();
             if let Err(error) = self.registry.0.write(&self.record).await {
                 tracing::error!(%name, %error, "the record does not name the device");

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use tokio::sync::{oneshot, watch};
 
 use super::admission;
-use super::api::{AttachRequest, Attachment, Detached, ErrorCode, Stage};
+use super::api::{AttachRequest, Attachment, Detached, ErrorCode, Stage, VolumeNumbers};
 use super::entry::{Detaching, Entry, Parts, Phase};
 use super::error::NodeError;
 use super::link::{Links, Names};
@@ -56,6 +56,8 @@ pub(super) struct Shared {
 pub(super) struct Table {
     pub entries: BTreeMap<AttachmentName, Entry>,
     pub stopping: bool,
+    /// Resizes and snapshots under way: nothing is handed over meanwhile.
+    pub changes: usize,
     /// Another daemon is taking everything over.
     pub handing_over: bool,
 }
@@ -274,6 +276,13 @@ impl Registry {
         entries.iter().map(Entry::view).collect()
     }
 
+    /// What the open volumes counted, by name.
+    #[must_use]
+    pub fn numbers(&self) -> Vec<VolumeNumbers> {
+        let entries: Vec<_> = self.0.lock().entries.values().cloned().collect();
+        entries.iter().filter_map(Entry::numbers).collect()
+    }
+
     /// One attachment.
     ///
     /// # Errors
@@ -430,7 +439,7 @@ impl Registry {
         }
     }
 
-    fn poke(&self) {
+    pub(super) fn poke(&self) {
         self.0.changed.send_replace(());
     }
 }
@@ -451,20 +460,20 @@ impl Shared {
             .map_err(|e| NodeError::internal(format!("cannot write {}: {e}", path.display())))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Table> {
         // Nothing that runs under the lock leaves the table half changed.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn unknown(name: &AttachmentName) -> NodeError {
+pub(super) fn unknown(name: &AttachmentName) -> NodeError {
     NodeError::new(
         ErrorCode::NotAttached,
         format!("nothing is attached as {name}: see `dyskctl list`"),
     )
 }
 
-fn stopping() -> NodeError {
+pub(super) fn stopping() -> NodeError {
     NodeError::new(
         ErrorCode::Stopping,
         "dyskd is stopping: try again when it runs",

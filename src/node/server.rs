@@ -8,9 +8,9 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -26,11 +26,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::api::{
-    AttachEvent, AttachRequest, AttachmentList, ErrorAnswer, ErrorCode, Health, Version,
+    AttachEvent, AttachRequest, AttachmentList, ErrorAnswer, ErrorCode, Health, Stats, Version,
 };
 use super::error::NodeError;
 use super::name::AttachmentName;
 use super::registry::{Admission, Attaching, Registry};
+use super::{exposition, scrape};
 
 /// Most connections at once; more wait in the backlog. Above the registry's
 /// bound on attaches, so that attaches that wait never keep a list out.
@@ -159,7 +160,14 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
             .insert(ALLOW, hyper::header::HeaderValue::from_static(allowed));
         Ok(answer)
     };
+    if path == "/metrics" {
+        return match method {
+            Method::GET => Ok(metrics(registry)),
+            _ => wrong_method("GET"),
+        };
+    }
     match path.strip_prefix("/v1/") {
+        Some("stats") if method == Method::GET => Ok(json(StatusCode::OK, &stats(registry))),
         Some("version") if method == Method::GET => Ok(json(
             StatusCode::OK,
             &Version {
@@ -187,37 +195,75 @@ async fn route(request: Request<Incoming>, registry: &Registry) -> Result<Answer
             let progress = flag(&query, "progress")?;
             attach(read(request).await?, progress, registry).await
         }
-        Some("version" | "health") => wrong_method("GET"),
+        Some("version" | "health" | "stats") => wrong_method("GET"),
         Some("attachments") => wrong_method("GET, POST"),
-        Some(rest) if rest.ends_with("/credential") => {
-            let name = rest.strip_prefix("attachments/");
-            match name.and_then(|rest| rest.strip_suffix("/credential")) {
-                Some(name) if method == Method::PUT => {
+        Some(rest) => {
+            let rest = rest.strip_prefix("attachments/");
+            let rest = rest.ok_or_else(|| no_such_path(&path))?;
+            let (name, part) = match rest.rsplit_once('/') {
+                Some((name, part)) => (name, Some(part)),
+                None => (rest, None),
+            };
+            match (part, &method) {
+                (None, &Method::GET) => Ok(json(StatusCode::OK, &registry.get(&parse(name)?)?)),
+                (None, &Method::DELETE) => {
+                    let force = flag(&query, "force")?;
+                    let detached = registry.detach(&parse(name)?, force).await?;
+                    Ok(json(StatusCode::OK, &detached))
+                }
+                (Some("credential"), &Method::PUT) => {
                     let name = parse(name)?;
                     let change = read(request).await?;
                     let attachment = registry.replace_credential(&name, change).await?;
                     Ok(json(StatusCode::OK, &attachment))
                 }
-                Some(_) => wrong_method("PUT"),
-                None => Err(no_such_path(&path)),
+                (Some("resize"), &Method::POST) => {
+                    let name = parse(name)?;
+                    let attachment = registry.resize(&name, read(request).await?).await?;
+                    Ok(json(StatusCode::OK, &attachment))
+                }
+                (Some("snapshot"), &Method::POST) => {
+                    let name = parse(name)?;
+                    let taken = registry.snapshot(&name, read(request).await?).await?;
+                    Ok(json(StatusCode::OK, &taken))
+                }
+                (Some("format"), &Method::GET) => Ok(json(
+                    StatusCode::OK,
+                    &registry.format_state(&parse(name)?).await?,
+                )),
+                (Some("format"), &Method::PUT) => {
+                    let name = parse(name)?;
+                    let mark = registry
+                        .set_format_mark(&name, read(request).await?)
+                        .await?;
+                    Ok(json(StatusCode::OK, &mark))
+                }
+                (None, _) => wrong_method("GET, DELETE"),
+                (Some("credential"), _) => wrong_method("PUT"),
+                (Some("resize" | "snapshot"), _) => wrong_method("POST"),
+                (Some("format"), _) => wrong_method("GET, PUT"),
+                (Some(_), _) => Err(no_such_path(&path)),
             }
         }
-        Some(rest) => match rest.strip_prefix("attachments/") {
-            Some(name) if method == Method::GET => {
-                Ok(json(StatusCode::OK, &registry.get(&parse(name)?)?))
-            }
-            Some(name) if method == Method::DELETE => {
-                let force = flag(&query, "force")?;
-                Ok(json(
-                    StatusCode::OK,
-                    &registry.detach(&parse(name)?, force).await?,
-                ))
-            }
-            Some(_) => wrong_method("GET, DELETE"),
-            None => Err(no_such_path(&path)),
-        },
         None => Err(no_such_path(&path)),
     }
+}
+
+fn stats(registry: &Registry) -> Stats {
+    static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let begun = *BEGUN;
+    Stats {
+        at: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+        volumes: registry.numbers(),
+    }
+}
+
+fn metrics(registry: &Registry) -> Answer {
+    let body = AnswerBody::Whole(Full::new(scrape::metrics(registry)));
+    let mut answer = Response::new(body);
+    let text = hyper::header::HeaderValue::from_static(exposition::CONTENT_TYPE);
+    answer.headers_mut().insert(CONTENT_TYPE, text);
+    answer
 }
 
 fn no_such_path(path: &str) -> NodeError {

@@ -5,6 +5,10 @@
 //! crash. Nothing is lost either way; disconnecting would turn a mounted
 //! filesystem's next write into an error.
 //!
+//! Where an orchestrator attaches and detaches, a stop detaches nothing at
+//! all: a disk that a pod was given may just not be open, and would be gone
+//! for it after the daemon's upgrade.
+//!
 //! ## What is waited for
 //! A stop never needs the store: record, lease and staging file of an
 //! attachment are what a killed daemon leaves as well, and its successor goes
@@ -42,16 +46,29 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A volume that is asked for something and does nothing for this long is
 /// stuck.
 const STUCK: Duration = Duration::from_secs(5);
+/// How long a resize or snapshot on its way may take: it holds writes for 10 s
+/// at most.
+const CHANGING: Duration = Duration::from_secs(15);
 /// How long an attach or a recovery on its way may take to unwind.
 const UNWINDING: Duration = Duration::from_secs(5);
 
-/// Ends everything. Afterwards the process has to end as well.
-pub(super) async fn stop(registry: &Registry, notifier: Option<&Arc<Notifier>>) {
+/// Ends everything; with `keep_attached`, nothing is detached. Afterwards the
+/// process has to end as well.
+pub(super) async fn stop(
+    registry: &Registry,
+    notifier: Option<&Arc<Notifier>>,
+    keep_attached: bool,
+) {
     registry.begin_stop();
     let until = Instant::now() + PATIENCE;
+    // A resize is not cut off between the store, the kernel and the record.
+    let unchanging = registry.wait_until(|table| table.changes == 0);
+    if tokio::time::timeout(CHANGING, unchanging).await.is_err() {
+        tracing::error!("a resize or snapshot does not end: left half way");
+    }
     let mut stops = JoinSet::new();
     for entry in registry.entries() {
-        stops.spawn(stop_one(registry.clone(), entry, until));
+        stops.spawn(stop_one(registry.clone(), entry, until, keep_attached));
     }
     let mut staying = Vec::new();
     while let Some(stopped) = stops.join_next().await {
@@ -69,8 +86,13 @@ pub(super) async fn stop(registry: &Registry, notifier: Option<&Arc<Notifier>>) 
     }
 }
 
-/// Detaches; the entry, when it stays because it is in use.
-async fn stop_one(registry: Registry, entry: Entry, until: Instant) -> Option<Entry> {
+/// Detaches unless told to keep; the entry, when it stays.
+async fn stop_one(
+    registry: Registry,
+    entry: Entry,
+    until: Instant,
+    keep_attached: bool,
+) -> Option<Entry> {
     let entry = settled(&registry, entry, until).await?;
     let name = &entry.request.name;
     let volume = entry.request.volume();
@@ -90,12 +112,16 @@ async fn stop_one(registry: Registry, entry: Entry, until: Instant) -> Option<En
             return None;
         }
     };
-    let detach = registry.detach(name, false);
-    let reason = match while_it_moves(&parts, until, detach).await {
-        Some(Ok(_)) => return None,
-        Some(Err(error)) if error.code == ErrorCode::NotAttached => return None,
-        Some(Err(error)) => error.to_string(),
-        None => "the store does not answer".into(),
+    let reason = if keep_attached {
+        "told to keep what is attached".into()
+    } else {
+        let detach = registry.detach(name, false);
+        match while_it_moves(&parts, until, detach).await {
+            Some(Ok(_)) => return None,
+            Some(Err(error)) if error.code == ErrorCode::NotAttached => return None,
+            Some(Err(error)) => error.to_string(),
+            None => "the store does not answer".into(),
+        }
     };
     if is_gone(&parts).await {
         tracing::warn!(%name, %volume, %reason, "detached, its lease not released");

@@ -111,6 +111,11 @@ pub trait Device: Send + Sync + 'static {
     /// device that is gone already is fine.
     fn detach(&self, force: bool) -> BoxFuture<'_, Result<(), TransportError>>;
 
+    /// Tells the kernel that the disk has `size` bytes now, and waits until it
+    /// says so too. Never shrinks; a device of that size is fine. Serve the
+    /// size before: the kernel asks for the new end at once.
+    fn resize(&self, size: u64) -> BoxFuture<'_, Result<(), TransportError>>;
+
     /// Takes no further request and waits until those taken are answered; then
     /// the connections, for another process to go on with. Until
     /// [`Device::go_on`] nothing here touches them.

@@ -17,7 +17,7 @@ use super::create::remove;
 use super::grow::{self, grow};
 use super::open::unusable;
 use super::patience::patiently;
-use super::snapshot::{create_snapshot, delete_snapshot, encode};
+use super::snapshot::{create_snapshot, delete_snapshot, metadata_text};
 use crate::blob::{Conditions, CopyStatus, Effect, PageBlob, Properties, StorageError};
 
 const COPYING: &str = "dyskcopying";
@@ -77,7 +77,7 @@ pub async fn copy(
     deadline: Duration,
 ) -> Result<Copied, OpenError> {
     let none = Conditions::default();
-    let mark = encode(&plan.mark);
+    let mark = metadata_text(&plan.mark);
     let snapshot_name = format!("copy to {}", new.address());
     let mut look = SHORTEST_LOOK;
     let mut begun = false;
@@ -85,7 +85,13 @@ pub async fn copy(
         let seen = match patiently!(new.properties(&none, deadline)) {
             Ok(seen) => seen,
             Err(error) if error.is_not_found() && !begun => {
-                begun = begin(source, new, plan, &mark, &snapshot_name, deadline).await?;
+                match begin(source, new, plan, &mark, &snapshot_name, deadline).await {
+                    Ok(may_be_there) => begun = may_be_there,
+                    Err(error) => {
+                        forget_snapshot(source, &snapshot_name, deadline).await?;
+                        return Err(error);
+                    }
+                }
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -93,6 +99,8 @@ pub async fn copy(
         let marked = |key: &str| seen.metadata.iter().any(|(k, v)| k == key && *v == mark);
         if marked(COPIED) {
             let size = grow::inspect(new, deadline).await?.size;
+            // The call that finished it may have died before this.
+            forget_snapshot(source, &snapshot_name, deadline).await?;
             return Ok(Copied::Before(size));
         }
         let Some(state) = seen.copy.as_ref().filter(|_| marked(COPYING)) else {
@@ -137,6 +145,8 @@ async fn begin(
     let from = if source.is_snapshot() {
         source.clone()
     } else {
+        // One that a call left which died before the copy: it may be old.
+        forget_snapshot(source, snapshot_name, deadline).await?;
         let taken = create_snapshot(source, snapshot_name, deadline).await?;
         source.at_snapshot(taken.time)
     };

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::try_join_all;
@@ -14,6 +14,7 @@ use super::store::PageStore;
 use crate::blob::Range;
 use crate::caller::unless_gone;
 use crate::device::{BlockDevice, DeviceError, Extent, Geometry, PAGE, ReadData};
+use crate::metrics::Meter;
 
 /// The largest payload taken in one request: what clients assume when they do
 /// not ask (NBD's recommended 32 MiB).
@@ -27,8 +28,10 @@ impl<S: PageStore> Volume<S> {
     /// Runs one request, unless the volume is fenced, is closing or gives up.
     async fn request<T>(
         &self,
+        (meter, bytes): (&Meter, u64),
         work: impl Future<Output = Result<T, DeviceError>>,
     ) -> Result<T, DeviceError> {
+        let begun = Instant::now();
         let inside = self.gate.enter().ok_or(DeviceError::Shutdown)?;
         if let Some(fenced) = self.io.standing.fenced() {
             return Err(self.io.fenced(&fenced));
@@ -42,17 +45,21 @@ impl<S: PageStore> Volume<S> {
         // In this order nobody counts it twice, as under way and as completed.
         drop(inside);
         self.completed.fetch_add(1, Ordering::Release);
+        meter.ended(begun, bytes, result.is_err());
         result
     }
 
     fn within(&self, offset: u64, len: u64) -> Option<Range> {
-        let end = offset.checked_add(len).filter(|end| *end <= self.size)?;
+        let end = offset.checked_add(len).filter(|end| *end <= self.size())?;
         Some(Range { start: offset, end })
     }
 
     fn for_reading(&self, offset: u64, len: u64) -> Result<Range, DeviceError> {
         self.within(offset, len).ok_or_else(|| {
-            DeviceError::Invalid(format!("{offset}+{len} is beyond the end at {}", self.size))
+            DeviceError::Invalid(format!(
+                "{offset}+{len} is beyond the end at {}",
+                self.size()
+            ))
         })
     }
 
@@ -138,7 +145,7 @@ impl<S: PageStore> Volume<S> {
 impl<S: PageStore> BlockDevice for Volume<S> {
     fn geometry(&self) -> Geometry {
         Geometry {
-            size: self.size,
+            size: self.size(),
             preferred_block: PREFERRED_BLOCK,
             max_payload: LARGEST_PAYLOAD,
             read_only: self.io.lease.is_none(),
@@ -147,7 +154,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
 
     async fn read(&self, offset: u64, len: u32) -> Result<ReadData, DeviceError> {
         let range = self.for_reading(offset, len.into())?;
-        self.request(async {
+        self.request((&self.served.read, range.len()), async {
             if range.is_empty() {
                 return Ok(ReadData::new());
             }
@@ -169,7 +176,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
     /// nothing more.
     async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         let range = self.for_writing(offset, data.len() as u64)?;
-        self.request(async {
+        self.request((&self.served.write, range.len()), async {
             if range.is_empty() {
                 return Ok(());
             }
@@ -190,7 +197,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
     /// Without a cache every finished write is committed; what is left to say
     /// is whether this is still our disk.
     async fn flush(&self) -> Result<(), DeviceError> {
-        self.request(async {
+        self.request((&self.served.flush, 0), async {
             match &self.cache {
                 Some(cache) => unless_gone(self.flush_cached(cache)).await?,
                 None => Ok(()),
@@ -202,7 +209,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
     async fn trim(&self, offset: u64, len: u64, fua: bool) -> Result<(), DeviceError> {
         let range = self.for_writing(offset, len)?;
         let (_, body, _) = split(range);
-        self.request(async {
+        self.request((&self.served.trim, body.len()), async {
             if body.is_empty() {
                 return Ok(());
             }
@@ -225,7 +232,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
         _no_hole: bool,
     ) -> Result<(), DeviceError> {
         let range = self.for_writing(offset, len)?;
-        self.request(async {
+        self.request((&self.served.zeroes, range.len()), async {
             if range.is_empty() {
                 return Ok(());
             }
@@ -252,7 +259,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
         if range.is_empty() {
             return Err(DeviceError::Invalid("an empty range has no extents".into()));
         }
-        self.request(async {
+        self.request((&self.served.extents, 0), async {
             let pages = whole_pages_around(range);
             // Before the store is asked: what is written back in between is in
             // one of the two answers.

@@ -76,6 +76,15 @@ impl Intent {
         (aligned && intent.old < intent.new).then_some(intent)
     }
 
+    /// The footer of what the blob becomes.
+    pub fn footer(&self) -> [u8; vhd::FOOTER] {
+        let names = match self.layout {
+            Layout::LegacyVhd => self.new,
+            Layout::Vhd | Layout::Raw => self.new - PAGE,
+        };
+        vhd::footer(names, super::create::vhd_now(), self.id)
+    }
+
     /// The unfinished intent of a blob, whose last page is `page`.
     pub fn unfinished(metadata: &[(String, String)], size: u64, page: &[u8]) -> Option<Self> {
         // A page with anything on it is either the footer or somebody's data.
@@ -106,12 +115,7 @@ pub async fn complete<S: PageStore>(
         let page = Range::at(start, PAGE);
         patiently!(blob.clear_pages(page, conditions, deadline))?;
     }
-    let names = match intent.layout {
-        Layout::LegacyVhd => intent.new,
-        Layout::Vhd | Layout::Raw => intent.new - PAGE,
-    };
-    let footer = vhd::footer(names, super::create::vhd_now(), intent.id);
-    let footer = Bytes::copy_from_slice(&footer);
+    let footer = Bytes::copy_from_slice(&intent.footer());
     let at = intent.new - PAGE;
     patiently!(blob.put_page(at, footer.clone(), Checksum::Off, conditions, deadline))?;
     Ok(())

@@ -7,14 +7,16 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::hold::Hold;
 use super::judge::{self, Verdict};
 use super::pace::{Pace, Permit};
 use super::progress::Progress;
 use super::standing::{Fenced, Standing};
+use super::stats::Sent;
 use super::store::PageStore;
 use super::trouble::Trouble;
 use crate::blob::retry::Backoff;
@@ -109,6 +111,9 @@ pub struct Io<S> {
     pub(super) integrity: Checksum,
     /// Requests sent to the store.
     pub(super) requests: AtomicU64,
+    /// Keeps changes back while the blob's entity tag has to stay as it is.
+    pub(super) hold: Hold,
+    pub(super) sent: Sent,
     pub(super) trouble: Trouble,
     pub(super) pace: Pace,
 }
@@ -145,10 +150,12 @@ impl<S: PageStore> Io<S> {
         loop {
             let permit = self.permit(range.len(), pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
+            let begun = Instant::now();
             let attempt = self
                 .blob
                 .get_range(range, self.integrity, &Conditions::default(), deadline)
                 .await;
+            self.sent.get.ended(begun, range.len(), attempt.is_err());
             permit.settle(&attempt);
             match attempt {
                 Ok(read) => {
@@ -181,7 +188,9 @@ impl<S: PageStore> Io<S> {
         loop {
             let permit = self.permit(0, pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
+            let begun = Instant::now();
             let attempt = self.blob.page_ranges(within, most, deadline).await;
+            self.sent.ranges.ended(begun, 0, attempt.is_err());
             permit.settle(&attempt);
             match attempt {
                 Ok(page) => {
@@ -289,7 +298,12 @@ impl<S: PageStore> Io<S> {
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
+            // What waits for a raise is not under way, and takes nobody's room.
+            unless_gone(self.standing.nothing_owed())
+                .await?
+                .map_err(|fenced| self.fenced(&fenced))?;
             // Before the bound is drawn: what only waits here is owed to nobody.
+            let inside = unless_gone(self.hold.enter()).await?;
             let permit = unless_gone(self.permit(change.bytes(), pauses.again())).await??;
             let unsettled = unless_gone(self.standing.begin())
                 .await?
@@ -316,6 +330,7 @@ impl<S: PageStore> Io<S> {
                     let raised = unless_gone(self.standing.raise_past(bound)).await?;
                     if raised.is_ok() {
                         unsettled.settle();
+                        drop(inside);
                         unless_gone(pauses.pause(&self.standing.progress, verdict, &error)).await?;
                     }
                     raised
@@ -323,15 +338,18 @@ impl<S: PageStore> Io<S> {
                 Verdict::Refence => {
                     let bound = unsettled.bound();
                     unsettled.settle();
+                    drop(inside);
                     unless_gone(self.standing.raise_past(bound)).await?
                 }
                 Verdict::ConfirmLease => {
                     unsettled.settle();
+                    drop(inside);
                     self.trouble.waiting(&error, "confirming the lease");
                     unless_gone(self.standing.confirm_lease()).await?
                 }
                 Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                     unsettled.settle();
+                    drop(inside);
                     self.waits(verdict, &error, "writing again");
                     unless_gone(pauses.pause(&self.standing.progress, verdict, &error)).await?;
                     Ok(())
@@ -357,20 +375,28 @@ impl<S: PageStore> Io<S> {
             if_sequence_number_lt: Some(less_than),
             ..Conditions::default()
         };
-        match change {
+        let begun = Instant::now();
+        let (meter, written) = match change {
             Change::Put { offset, data } => {
                 let deadline = self.deadline(data.len() as u64);
-                self.blob
-                    .put_page(*offset, data.clone(), self.integrity, &conditions, deadline)
-                    .await?;
+                let put = self.blob.put_page(
+                    *offset,
+                    data.clone(),
+                    self.integrity,
+                    &conditions,
+                    deadline,
+                );
+                (&self.sent.put, put.await)
             }
             Change::Clear(range) => {
-                self.blob
-                    .clear_pages(*range, &conditions, self.attempt_deadline)
-                    .await?;
+                let clear = self
+                    .blob
+                    .clear_pages(*range, &conditions, self.attempt_deadline);
+                (&self.sent.clear, clear.await)
             }
-        }
-        Ok(())
+        };
+        meter.ended(begun, change.bytes(), written.is_err());
+        written.map(drop)
     }
 
     /// The volume is fenced: what its I/O is answered.

@@ -10,8 +10,11 @@ mod cache;
 mod copy;
 mod create;
 mod disk;
+mod format_mark;
 mod gate;
 mod grow;
+mod grow_open;
+mod hold;
 mod intent;
 mod io;
 mod judge;
@@ -22,11 +25,13 @@ mod patience;
 mod progress;
 mod range_lock;
 mod snapshot;
+mod snapshot_open;
 mod standing;
+mod stats;
 mod store;
 mod trouble;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +45,7 @@ pub use cache::{
 };
 pub use copy::{Copied, CopyPlan, copy};
 pub use create::{LARGEST_BLOB, check_size, create, create_with, delete};
+pub use format_mark::{FormatError, FormatMark, FormatState};
 use gate::Gate;
 pub use grow::{Disk, grow, inspect};
 use io::Io;
@@ -47,7 +53,10 @@ use keeper::Keeper;
 pub use keeper::answers as keepers_answer;
 pub use pace::{AccountPace, Pace, Permit, Throttled};
 use range_lock::RangeLock;
-pub use snapshot::{Snapshot, create_snapshot, delete_snapshot, list_snapshots, snapshot_name};
+pub use snapshot::{
+    Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
+};
+pub use stats::VolumeStats;
 pub use store::PageStore;
 
 use crate::blob::vhd::Layout;
@@ -211,11 +220,15 @@ pub struct VolumeStatus {
 pub struct Volume<S: PageStore = PageBlob> {
     io: Io<S>,
     layout: Layout,
-    size: u64,
+    /// Usable bytes; grows, see [`grow_open`].
+    size: AtomicU64,
     cache: Option<Arc<Cache>>,
     locks: RangeLock,
     gate: Gate,
-    completed: std::sync::atomic::AtomicU64,
+    /// Held by whoever grows the disk or takes a snapshot: one at a time.
+    reshaping: tokio::sync::Mutex<()>,
+    completed: AtomicU64,
+    served: stats::Served,
     /// Set to give up on everything under way.
     abandoned: tokio::sync::watch::Sender<bool>,
     keeper: Mutex<Option<Keeper<S>>>,
@@ -262,11 +275,13 @@ impl<S: PageStore> Volume<S> {
         Self {
             io,
             layout,
-            size,
+            size: AtomicU64::new(size),
             cache,
             locks: RangeLock::default(),
             gate: Gate::default(),
-            completed: std::sync::atomic::AtomicU64::new(0),
+            reshaping: tokio::sync::Mutex::default(),
+            completed: AtomicU64::new(0),
+            served: stats::Served::default(),
             abandoned: tokio::sync::watch::Sender::new(false),
             keeper: Mutex::new(keeper),
         }
@@ -277,7 +292,7 @@ impl<S: PageStore> Volume<S> {
     pub fn status(&self) -> VolumeStatus {
         let fenced = self.io.standing.fenced();
         VolumeStatus {
-            size: self.size,
+            size: self.size(),
             layout: self.layout,
             fenced: fenced.as_ref().map(ToString::to_string),
             fenced_since: fenced.as_ref().map(|fenced| fenced.since),
@@ -289,6 +304,12 @@ impl<S: PageStore> Volume<S> {
             blocked: self.io.standing.blockage.describe(),
             cache: self.cache.as_ref().map(|cache| cache.status()),
         }
+    }
+
+    /// Usable bytes now.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
     }
 
     /// Another holder has taken it, for good.
@@ -364,6 +385,8 @@ mod tests {
         is_send(&create(blob, 512, Layout::Raw, Duration::ZERO));
         is_send(&delete(blob, Duration::ZERO));
         is_send(&grow(blob, 512, Duration::ZERO));
+        is_send(&volume.grow(512));
+        is_send(&volume.snapshot("a"));
         is_send(&create_snapshot(blob, "a", Duration::ZERO));
         is_send(&volume.close());
         is_send(&Volume::open(blob.clone(), options));

@@ -23,11 +23,13 @@ use tokio::time::Instant;
 
 use super::cache::{self, Cache};
 use super::copy;
+use super::hold::Hold;
 use super::intent::{self, Intent};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
 use super::patience::patiently;
 use super::standing::{RUN_AHEAD, Standing};
+use super::stats::Sent;
 use super::store::PageStore;
 use super::trouble::Trouble;
 use super::{OpenError, OpenOptions, Volume};
@@ -450,6 +452,8 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         io_deadline: options.io_deadline,
         integrity: options.integrity,
         requests: AtomicU64::new(0),
+        hold: Hold::default(),
+        sent: Sent::default(),
         trouble: Trouble::default(),
         pace: options.pace.clone().unwrap_or_default().join(),
     }

@@ -49,6 +49,27 @@ impl Patience {
         tokio::time::sleep(pause).await;
         Ok(())
     }
+
+    /// As [`Self::after`]; an error that only says that the blob has `changed`
+    /// since it was looked at is borne like trouble.
+    ///
+    /// # Errors
+    /// The same error.
+    pub async fn after_change(
+        &mut self,
+        error: StorageError,
+        changed: bool,
+    ) -> Result<(), StorageError> {
+        if !changed {
+            return self.after(error).await;
+        }
+        let pause = self.backoff.pause(None);
+        if self.began.elapsed() + pause > WITH_TROUBLE {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
 }
 
 /// Repeats an attempt (an expression that makes a future) with [`Patience`].

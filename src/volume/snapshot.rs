@@ -28,7 +28,8 @@ pub struct Snapshot {
 }
 
 /// Text as a metadata value: any text in, ASCII without blanks out.
-pub fn encode(text: &str) -> String {
+#[must_use]
+pub fn metadata_text(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
@@ -50,10 +51,7 @@ pub async fn create_snapshot(
     name: &str,
     deadline: Duration,
 ) -> Result<Snapshot, OpenError> {
-    if name.is_empty() || name.len() > 1024 {
-        let reason = "a snapshot's name has 1 to 1024 bytes".to_owned();
-        return Err(unusable(blob, reason));
-    }
+    check_name(blob, name)?;
     let none = Conditions::default();
     loop {
         let listed = list_snapshots(blob, deadline).await?;
@@ -64,11 +62,7 @@ pub async fn create_snapshot(
         if let Some(reason) = super::copy::incomplete(&seen) {
             return Err(unusable(blob, reason));
         }
-        // Its own metadata would replace the blob's, which says how the disk
-        // lies in it while it grows.
-        let mut metadata = seen.metadata;
-        metadata.retain(|(key, _)| key != KEY);
-        metadata.push((KEY.to_owned(), encode(name)));
+        let metadata = named(seen.metadata, name);
         // One attempt: after one whose outcome is unknown, look before the next.
         let conditions = Conditions {
             if_match: Some(seen.etag),
@@ -102,6 +96,22 @@ pub async fn create_snapshot(
     }
 }
 
+pub(super) fn check_name(blob: &PageBlob, name: &str) -> Result<(), OpenError> {
+    if name.is_empty() || name.len() > 1024 {
+        let reason = "a snapshot's name has 1 to 1024 bytes".to_owned();
+        return Err(unusable(blob, reason));
+    }
+    Ok(())
+}
+
+/// The metadata of a snapshot called `name`. A snapshot's own replaces the
+/// blob's, which says how the disk lies in it while it grows: so both.
+pub(super) fn named(mut metadata: Vec<(String, String)>, name: &str) -> Vec<(String, String)> {
+    metadata.retain(|(key, _)| key != KEY);
+    metadata.push((KEY.to_owned(), metadata_text(name)));
+    metadata
+}
+
 async fn snapshot_of_busy(
     blob: &PageBlob,
     metadata: &[(String, String)],
@@ -112,7 +122,7 @@ async fn snapshot_of_busy(
 }
 
 /// The first of that name: a request that came late may have made a second.
-fn find(snapshots: Vec<Snapshot>, name: &str) -> Option<Snapshot> {
+pub(super) fn find(snapshots: Vec<Snapshot>, name: &str) -> Option<Snapshot> {
     let named = snapshots
         .into_iter()
         .filter(|snapshot| snapshot.name.as_deref() == Some(name));

@@ -82,12 +82,14 @@ pub enum Node {
     Empty,
     Opening,
     Open(Session),
+    HandingOver(Session),
 }
 
-enum Ended {
+pub enum Ended {
     Io(Result<Vec<(u32, u64)>, DeviceError>),
     Opened(Result<Session, OpenError>),
     Closed(Result<(), StorageError>),
+    HandedOver(Result<Session, String>),
 }
 
 /// A step under way.
@@ -99,6 +101,8 @@ pub struct Task {
     fenced: bool,
     future: Pin<Box<dyn Future<Output = Ended> + Send>>,
     awake: Arc<Awake>,
+    /// It was polled, so that the volume knows of it.
+    pub begun: bool,
     polls_left: Option<u32>,
     drop_at: Option<Duration>,
 }
@@ -245,6 +249,7 @@ impl<'a> Driver<'a> {
         if lock(&self.world).point(task.node) {
             return Ok(());
         }
+        task.begun = true;
         task.awake.ready.store(false, Ordering::Relaxed);
         let waker = Waker::from(Arc::clone(&task.awake));
         lock(&self.world).current = Some(task.step);
@@ -354,6 +359,7 @@ impl<'a> Driver<'a> {
                     self.nodes[step.node] = Node::Empty;
                 }
             }
+            Action::HandOver(heir) => self.hand_over(step, heir),
             Action::Crash => self.fall(step.node, Fall::PowerCut),
             Action::Kill => self.fall(step.node, Fall::Kill),
             Action::Freeze(time) => {
@@ -397,7 +403,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn spawn(
+    pub fn spawn(
         &mut self,
         step: &Step,
         session: Option<Session>,
@@ -426,6 +432,7 @@ impl<'a> Driver<'a> {
             fenced,
             future: Box::pin(future),
             awake,
+            begun: false,
             polls_left,
             drop_at,
         });
@@ -451,21 +458,12 @@ impl<'a> Driver<'a> {
                 self.justify(session, &error)
                     .map_err(|wrong| format!("#{step} failed, {wrong}: {error}"))
             }
+            Ended::HandedOver(result) => {
+                self.handed_over(step, task.node, result);
+                Ok(())
+            }
             Ended::Opened(Ok(session)) => {
-                self.tally.openings += 1;
-                let loss = self.inherits(session.id, task.node);
-                self.record(Event::Opened {
-                    session: session.id,
-                    loss,
-                });
-                self.tally.inherited += u64::from(self.staged(session.id) && loss == Loss::Nothing);
-                self.tally.bereft += u64::from(self.staged(session.id) && loss > Loss::Perhaps);
-                self.line = Some(Line {
-                    session: session.id,
-                    node: task.node,
-                    loss: Loss::Nothing,
-                });
-                self.nodes[task.node] = Node::Open(session);
+                self.opened(task.node, session);
                 Ok(())
             }
             Ended::Opened(Err(error)) => {

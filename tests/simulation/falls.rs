@@ -7,6 +7,7 @@ use dysk::volume::Caching;
 
 use crate::check::{Event, Loss};
 use crate::driver::{Driver, Node};
+use crate::heirs::heir_of;
 use crate::session::{Session, lease_text};
 use crate::world::{Fall, lock};
 
@@ -45,6 +46,13 @@ impl Driver<'_> {
                     .find(|task| task.node == node && task.session.is_none());
                 self.fallen[node] = opening.map(|task| self.held[&task.step]);
             }
+            Node::HandingOver(session) => {
+                // The heir may have raised the sequence number already.
+                self.fallen[node] = Some(heir_of(session.held));
+                if !session.sound() {
+                    self.lose(node, Loss::Perhaps);
+                }
+            }
             Node::Empty => {}
         }
         {
@@ -82,6 +90,30 @@ impl Driver<'_> {
         if let Some(line) = self.line.as_mut().filter(|line| line.node == node) {
             line.loss = line.loss.max(loss);
         }
+    }
+
+    /// A volume is open on `node` now.
+    pub fn opened(&mut self, node: usize, session: Session) {
+        self.tally.openings += 1;
+        // One that is closing yet may have lost the volume to this very opening.
+        let closing = self.tasks.iter().filter(|task| task.node == node);
+        let mut sessions = closing.filter_map(|task| task.session.as_ref());
+        if sessions.any(|session| !session.sound()) {
+            self.lose(node, Loss::Perhaps);
+        }
+        let loss = self.inherits(session.id, node);
+        self.record(Event::Opened {
+            session: session.id,
+            loss,
+        });
+        self.tally.inherited += u64::from(self.staged(session.id) && loss == Loss::Nothing);
+        self.tally.bereft += u64::from(self.staged(session.id) && loss > Loss::Perhaps);
+        self.line = Some(Line {
+            session: session.id,
+            node,
+            loss: Loss::Nothing,
+        });
+        self.nodes[node] = Node::Open(session);
     }
 
     /// What a session sees of its predecessor's unflushed writes.

@@ -251,8 +251,9 @@ impl SimFile {
 
 impl StagingFile for SimFile {
     fn lock(&self) -> io::Result<()> {
+        let sabotaged = self.files.sabotaged(Sabotage::LetGo);
         let mut data = self.data();
-        if data.locked.is_some() {
+        if data.locked.is_some() && !sabotaged {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         data.locked = Some(self.files.opening);

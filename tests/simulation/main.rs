@@ -11,6 +11,7 @@ mod ending;
 mod falls;
 mod fate;
 mod files;
+mod heirs;
 mod operation;
 mod outcome;
 mod plan;
@@ -74,6 +75,8 @@ fn no_write_is_lost_comes_back_or_gets_in_from_the_wrong_node() {
         (tally.late, count / 2),
         (tally.inherited, count / 10),
         (tally.bereft, count / 20),
+        (tally.handed_over, count / 50),
+        (tally.taken_back, count / 50),
     ] {
         assert!(what >= least, "{tally:?} in {count} histories");
     }

@@ -34,6 +34,9 @@ pub struct Tally {
     pub inherited: u64,
     /// Openings that need not find them.
     pub bereft: u64,
+    /// Volumes that were handed over, and those that came back instead.
+    pub handed_over: u64,
+    pub taken_back: u64,
 }
 
 impl Tally {
@@ -46,5 +49,7 @@ impl Tally {
         self.late += other.late;
         self.inherited += other.inherited;
         self.bereft += other.bereft;
+        self.handed_over += other.handed_over;
+        self.taken_back += other.taken_back;
     }
 }

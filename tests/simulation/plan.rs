@@ -81,6 +81,16 @@ pub struct Opening {
     pub recover: Recover,
 }
 
+/// What becomes of the daemon to which a volume is handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heir {
+    Succeeds,
+    /// It opens the volume and gives it back.
+    GivesUp,
+    /// It dies after its opening was polled this often, or once it is open.
+    Dies(u32),
+}
+
 /// What a step does to its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -97,6 +107,8 @@ pub enum Action {
     Kill,
     /// The daemon is killed; another takes the volume up under its lease.
     Restart(Opening),
+    /// The daemon hands the volume over to another under its lease.
+    HandOver(Heir),
     /// The node stands still, then goes on as if nothing had been.
     Freeze(Duration),
 }
@@ -303,6 +315,14 @@ impl Draw {
         }
     }
 
+    fn heir(&mut self) -> Heir {
+        match self.below(10) {
+            0..5 => Heir::Succeeds,
+            5 | 6 => Heir::GivesUp,
+            _ => Heir::Dies(self.below(24)),
+        }
+    }
+
     fn action(&mut self, profile: Profile, pages: u32, unaligned: u32) -> Action {
         let (upheaval, impatience) = match profile {
             Profile::Calm | Profile::Storm => (0, 0),
@@ -324,7 +344,8 @@ impl Draw {
                 18..22 if profile != Profile::StagedCalm => Action::Drop,
                 22..42 => Action::Crash,
                 42..60 => Action::Kill,
-                60..85 => Action::Restart(self.opening(profile)),
+                60..74 => Action::Restart(self.opening(profile)),
+                74..85 => Action::HandOver(self.heir()),
                 85..94 if profile == Profile::StagedFailover => {
                     Action::Freeze(self.duration(100 * MS..100 * S))
                 }
@@ -339,7 +360,8 @@ impl Draw {
             15..25 => Action::Abandon,
             25..32 => Action::Drop,
             32..50 if profile != Profile::Impatient => Action::Crash,
-            65..80 => Action::Restart(self.opening(profile)),
+            65..73 => Action::Restart(self.opening(profile)),
+            73..80 => Action::HandOver(self.heir()),
             50..65 if profile != Profile::Impatient => {
                 Action::Freeze(self.duration(100 * MS..100 * S))
             }

@@ -166,6 +166,12 @@ fn without_the_boot_of_staging_files_torn_data_comes_back() {
     caught(Profile::StagedCalm, Some(Sabotage::Boot), false, any);
 }
 
+/// The old daemon takes entries out of the file that are its heir's by now.
+#[test]
+fn without_letting_go_an_heirs_data_is_lost() {
+    caught(Profile::StagedCalm, Some(Sabotage::LetGo), false, any);
+}
+
 #[test]
 fn without_table_entries_acknowledged_data_is_lost() {
     caught(Profile::StagedCalm, Some(Sabotage::Commit), false, any);

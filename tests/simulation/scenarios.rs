@@ -13,7 +13,7 @@ use crate::check::Event;
 use crate::driver;
 use crate::ending;
 use crate::fate::{Rule, Target, Trouble};
-use crate::plan::{Action, Cells, GiveUp, Io, Opening, Plan, Profile};
+use crate::plan::{Action, Cells, GiveUp, Heir, Io, Opening, Plan, Profile};
 use crate::shrink;
 use crate::store::SimStore;
 use crate::world::{Sabotage, World};
@@ -326,6 +326,35 @@ fn nothing_of_a_killed_daemon_happens_after_its_successor_is_there() {
         ];
         sound(&Plan::of(seed, steps, rules));
     }
+}
+
+/// An heir that finds the volume taken sets the unflushed writes aside. The old
+/// daemon goes on without them, and may answer no flush.
+#[test]
+fn what_a_fenced_heir_set_aside_is_not_flushed() {
+    let cached = Opening {
+        caching: Caching::ReadWrite,
+        ..OPENING
+    };
+    let taking = Opening {
+        break_lease: true,
+        ..OPENING
+    };
+    let steps = vec![
+        (Duration::ZERO, 0, Action::Open(cached, GiveUp::Never)),
+        (S, 0, io(Io::Write(cells(0, 4), false))),
+        (S + MS, 1, Action::Open(taking, GiveUp::Never)),
+        (S + 200 * MS, 0, Action::HandOver(Heir::Succeeds)),
+        (S + 400 * MS, 0, io(Io::Flush)),
+    ];
+    let plan = Plan::of(0, steps, Vec::new());
+    sound(&plan);
+    let outcome = driver::run(&plan, None, false);
+    assert_eq!((outcome.tally.openings, outcome.tally.taken_back), (2, 1));
+    let flushed = |(_, event): &(Duration, Event)| matches!(event, Event::Done { step: 4, .. });
+    let refused = |(_, event): &(Duration, Event)| matches!(event, Event::Ended { step: 4, .. });
+    assert!(outcome.events.iter().any(refused));
+    assert!(!outcome.events.iter().any(flushed));
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub struct Session {
     /// The step that opened it.
     pub id: u32,
     pub held: Held,
+    pub opening: Opening,
     pub volumes: Vec<SimVolume>,
     pub sabotage: Option<Sabotage>,
     pub io_deadline: bool,
@@ -85,8 +86,22 @@ pub async fn open(
     opening: Opening,
     twins: bool,
 ) -> Result<Session, OpenError> {
+    open_as(store, (world, node), id, held, opening, (twins, false)).await
+}
+
+/// As [`open`]; and whether the write-back is held back, as an heir's is until
+/// it is told to go on.
+pub async fn open_as(
+    store: SimStore,
+    (world, node): (SharedWorld, usize),
+    id: u32,
+    held: Held,
+    opening: Opening,
+    (twins, hold_back): (bool, bool),
+) -> Result<Session, OpenError> {
     let mut options = OpenOptions::new(LeaseId::from_text(lease_text(held.lease)));
     options.resume = held.daemons > 0;
+    options.hold_back = hold_back;
     options.break_lease = opening.break_lease;
     options.wait = opening.wait;
     options.attempt_deadline = opening.attempt_deadline;
@@ -102,6 +117,7 @@ pub async fn open(
     Ok(Session {
         id,
         held,
+        opening,
         volumes,
         sabotage,
         io_deadline: opening.io_deadline.is_some(),

@@ -72,6 +72,9 @@ impl fmt::Display for Step {
                     opening.caching, opening.recover
                 );
             }
+            Action::HandOver(heir) => {
+                return write!(f, "hand over to another daemon, which {heir:?}");
+            }
             Action::Freeze(time) => return write!(f, "freeze for {time:?}"),
         };
         match give_up {

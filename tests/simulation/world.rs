@@ -36,6 +36,8 @@ pub enum Sabotage {
     Epoch,
     /// Staging files always name the present boot.
     Boot,
+    /// A daemon that hands over lets go of nothing, and locks do not hold.
+    LetGo,
     /// Entries of the staging file's table are not written.
     Commit,
     /// They are not taken out again.

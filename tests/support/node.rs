@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -362,6 +363,12 @@ impl Device for SocketDevice {
         })
     }
 
+    fn resize(&self, size: u64) -> BoxFuture<'_, Result<(), TransportError>> {
+        let entry = format!("resize {} to {size}", self.name);
+        self.log.lock().expect("lock").push(entry);
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn park(&self) -> BoxFuture<'_, Vec<Parked>> {
         unreachable!("sockets of clients are not handed over here")
     }
@@ -382,6 +389,10 @@ impl Device for SocketDevice {
 pub struct Node {
     pub dir: TempDir,
     pub transport: Arc<SocketTransport>,
+    pub keep_attached: bool,
+    /// Where it is to answer Prometheus, and where it does.
+    pub metrics: Option<SocketAddr>,
+    pub scraped: Option<SocketAddr>,
     running: Option<(oneshot::Sender<()>, std::thread::JoinHandle<()>)>,
 }
 
@@ -393,7 +404,10 @@ impl Node {
         std::fs::create_dir(&disks).expect("disks");
         Self {
             transport: Arc::new(SocketTransport::new(disks)),
+            keep_attached: false,
             dir,
+            metrics: None,
+            scraped: None,
             running: None,
         }
     }
@@ -408,6 +422,8 @@ impl Node {
         daemon::Config {
             run_dir: self.run_dir(),
             link_dir: self.link("").to_owned(),
+            keep_attached: self.keep_attached,
+            metrics: self.metrics,
             ..daemon::Config::default()
         }
     }
@@ -426,13 +442,13 @@ impl Node {
                 let daemon = Daemon::start(config, transport)
                     .await
                     .expect("the daemon starts");
-                ready.send(()).expect("the test waits");
+                ready.send(daemon.metrics()).expect("the test waits");
                 // A dropped sender means a test that failed: stop too.
                 daemon.run(async { drop(stopped.await) }).await;
             });
             runtime.shutdown_background();
         });
-        started.recv().expect("the daemon starts");
+        self.scraped = started.recv().expect("the daemon starts");
         self.running = Some((stop, thread));
     }
 

@@ -84,10 +84,7 @@ impl Sysfs {
             return Err(KernelError::NoSuchDevice(index));
         }
         let folders = disk_and_partitions(&block)?;
-        let numbers: Numbers = folders
-            .iter()
-            .map(|folder| self.number(folder))
-            .collect::<Result<_, _>>()?;
+        let numbers = self.numbers_of(&folders)?;
 
         if let Some(at) = mount_point(&self.proc.join("self/mountinfo"), &numbers)? {
             return Ok(Some(Busy::Mounted(at)));
@@ -109,6 +106,22 @@ impl Sysfs {
             ));
         }
         Ok(None)
+    }
+
+    /// The device numbers, major and minor, of the device and its partitions.
+    ///
+    /// # Errors
+    /// [`KernelError::NoSuchDevice`], or sysfs cannot be read.
+    pub fn numbers(&self, index: u32) -> Result<HashSet<(u32, u32)>, KernelError> {
+        let block = self.block(index);
+        if !block.exists() {
+            return Err(KernelError::NoSuchDevice(index));
+        }
+        self.numbers_of(&disk_and_partitions(&block)?)
+    }
+
+    fn numbers_of(&self, folders: &[PathBuf]) -> Result<Numbers, KernelError> {
+        folders.iter().map(|folder| self.number(folder)).collect()
     }
 
     fn is_swap(&self, numbers: &Numbers) -> Result<bool, KernelError> {

@@ -175,6 +175,21 @@ impl Sysfs {
         )
     }
 
+    /// Waits until no request of the device is under way, for `patience` at
+    /// most: a device in use may never be quiet.
+    ///
+    /// # Errors
+    /// [`KernelError::File`].
+    pub fn wait_quiet(&self, index: u32, patience: Duration) -> Result<(), KernelError> {
+        let path = self.block(index).join("inflight");
+        let busy = || {
+            let text = read(&path)?;
+            let quiet = text.split_whitespace().all(|count| count == "0");
+            Ok((!quiet).then_some(text))
+        };
+        wait(patience, busy).map(drop)
+    }
+
     /// Waits until `/dev/nbdN` is a block device of the right number and the
     /// disk has `size_bytes`, and returns its path.
     ///

@@ -21,6 +21,10 @@ use crate::node::transport::{BoxFuture, Device, Parked, TransportError};
 const PROBER_PATIENCE: Duration = Duration::from_secs(2);
 /// How often to look again for that.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long a resize waits for connections, and for the kernel.
+const RESIZE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it waits for a moment without I/O, which a busy device may not have.
+const QUIET_PATIENCE: Duration = Duration::from_millis(500);
 /// How long the driver may take to let go once nobody uses the device.
 const GONE_PATIENCE: Duration = Duration::from_secs(10);
 /// The same when forced: whoever has it open keeps it from going.
@@ -35,6 +39,8 @@ pub(super) struct NbdDevice {
     path: PathBuf,
     /// None for a device that an earlier daemon left.
     sessions: Option<Sessions>,
+    /// When it was taken up from a daemon that died.
+    crashed: Option<Instant>,
 }
 
 impl NbdDevice {
@@ -53,7 +59,62 @@ impl NbdDevice {
             backend,
             path,
             sessions,
+            crashed: None,
         }
+    }
+
+    /// It was taken up after a crash, a moment ago.
+    pub fn after_a_crash(mut self) -> Self {
+        self.crashed = Some(Instant::now());
+        self
+    }
+
+    /// How long to wait for a moment without I/O: while requests of a daemon
+    /// that died may still have to be sent again, until they have been.
+    fn quiet_patience(&self) -> Duration {
+        let settled = self.crashed.map(|crashed| crashed + 2 * super::REPLAY);
+        let left = settled.map(|at| at.saturating_duration_since(Instant::now()));
+        left.unwrap_or_default().max(QUIET_PATIENCE)
+    }
+
+    /// Some kernels stop the device's queue to change its size, and wait for
+    /// all that is under way with a lock held that every call of the driver
+    /// needs: also the one that would replace a dead connection, on which just
+    /// that may wait. So the connections are whole before, and what a daemon
+    /// that died took with it has been sent again.
+    async fn grow(&self, size: u64) -> Result<(), TransportError> {
+        let (sysfs, index, backend) = (self.sysfs.clone(), self.index, self.backend.clone());
+        let state = super::blocking(move || sysfs.expect_ours(index, &backend)).await?;
+        if state.size_bytes == size {
+            return Ok(());
+        }
+        let failed =
+            |reason: String| TransportError::Failed(format!("{}: {reason}", self.path.display()));
+        if state.size_bytes > size {
+            let reason = format!("it has {} bytes and never shrinks", state.size_bytes);
+            return Err(failed(reason));
+        }
+        let whole = match &self.sessions {
+            Some(sessions) => tokio::time::timeout(RESIZE_PATIENCE, sessions.whole())
+                .await
+                .is_ok(),
+            None => false,
+        };
+        if !whole {
+            let reason = "its connections are being replaced: repeat the resize".to_owned();
+            return Err(failed(reason));
+        }
+        let (sysfs, patience) = (self.sysfs.clone(), self.quiet_patience());
+        super::blocking(move || sysfs.wait_quiet(index, patience)).await?;
+        let resized = self.kernel.resize(self.index, &self.backend, size);
+        let waits =
+            || failed("the kernel waits for i/o that is under way: repeat the resize".into());
+        tokio::time::timeout(RESIZE_PATIENCE, resized)
+            .await
+            .map_err(|_| waits())??;
+        let sysfs = self.sysfs.clone();
+        super::blocking(move || sysfs.wait_ready(index, size, RESIZE_PATIENCE)).await?;
+        Ok(())
     }
 
     pub async fn take(&self, force: bool) -> Result<(), TransportError> {
@@ -144,6 +205,10 @@ impl Device for NbdDevice {
         Box::pin(self.take(force))
     }
 
+    fn resize(&self, size: u64) -> BoxFuture<'_, Result<(), TransportError>> {
+        Box::pin(self.grow(size))
+    }
+
     fn park(&self) -> BoxFuture<'_, Vec<Parked>> {
         Box::pin(async {
             match &self.sessions {
@@ -203,7 +268,7 @@ fn claim(sysfs: &Sysfs, index: u32, path: &Path) -> Result<File, TransportError>
                 )));
             }
         };
-        let openers = openers::of(&sysfs.proc, path);
+        let openers = openers::of(&sysfs.proc, &sysfs.numbers(index)?);
         if openers.is_empty() {
             return Ok(file);
         }

@@ -162,10 +162,14 @@ impl Transport for NbdTransport {
             };
             let kernel = self.kernel().await?;
             let sysfs = self.sysfs.clone();
+            let handed_over = parked.len() == usize::from(export.connections);
             let sessions = Sessions::resume(&export, kernel.clone(), sysfs.clone(), index, parked)?;
             set_queue_later(sysfs.clone(), index);
             let path = sysfs.node(index);
-            let device = NbdDevice::new(kernel, sysfs, index, export.id, path, Some(sessions));
+            let mut device = NbdDevice::new(kernel, sysfs, index, export.id, path, Some(sessions));
+            if !handed_over {
+                device = device.after_a_crash();
+            }
             Ok(Some(Arc::new(device) as Arc<dyn Device>))
         })
     }

@@ -43,6 +43,8 @@ struct Shared {
     /// Raised when the device is taken apart: nothing is replaced any more.
     leaving: watch::Sender<bool>,
     stop: watch::Sender<Stop>,
+    /// Connections that are being served now.
+    serving: watch::Sender<usize>,
     /// Sessions that run.
     running: watch::Sender<usize>,
     /// Those of them that are parked.
@@ -72,6 +74,22 @@ struct Running(Arc<Shared>);
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.running.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Counts a connection for as long as it is served.
+struct Serving<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Serving<'a> {
+    fn begin(count: &'a watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -129,6 +147,7 @@ impl Sessions {
             index,
             leaving: watch::Sender::new(false),
             stop: watch::Sender::new(Stop::Run),
+            serving: watch::Sender::new(0),
             running: watch::Sender::new(streams.len()),
             parked: watch::Sender::new(0),
             lot: Mutex::default(),
@@ -203,6 +222,13 @@ impl Sessions {
         std::mem::take(&mut *self.shared.lot())
     }
 
+    /// Waits until every connection is there and served.
+    pub async fn whole(&self) {
+        let mut serving = self.shared.serving.subscribe();
+        // Cannot fail: we hold the sender.
+        drop(serving.wait_for(|count| *count == self.tasks.len()).await);
+    }
+
     /// Takes requests again.
     pub fn go_on(&self) {
         self.shared.stop.send_replace(Stop::Run);
@@ -242,7 +268,10 @@ async fn serve(running: Running, mut connection: Option<Alive>) {
             ..Session::kernel(shared.limits.clone())
         };
         let stop = shared.stop.subscribe();
-        match transmit(stream, shared.volume.clone(), session, stop).await {
+        let serving = Serving::begin(&shared.serving);
+        let ended = transmit(stream, shared.volume.clone(), session, stop).await;
+        drop(serving);
+        match ended {
             Ok(Ended::Disconnected | Ended::Closed) => return,
             Ok(Ended::Paused { stream, unread }) => {
                 let alive = Alive { stream, unread };

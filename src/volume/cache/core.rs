@@ -320,7 +320,10 @@ impl Core {
         for part in parts(range) {
             let from = base + part.from;
             let block = self.index.get(part.block);
-            let (valid, slot) = block.map_or((0, 0), |block| (block.valid & part.mask, block.slot));
+            let (valid, slot) = block.map_or((0, 0), |block| {
+                let clean_under_change = self.under_change(part.block) & !block.dirty;
+                (block.valid & part.mask & !clean_under_change, block.slot)
+            });
             if valid != 0 {
                 self.index.refer(slot);
             }
@@ -356,6 +359,22 @@ impl Core {
             copied.fill = Some(self.register(whole));
         }
         Ok(())
+    }
+
+    /// Sectors of the block that are changed in the store just now: it may have
+    /// the change already, and who has seen it there must see it ever after.
+    fn under_change(&self, number: u64) -> u8 {
+        let block = Range::at(number * BLOCK, BLOCK);
+        let changes = self.changing.iter().map(|(_, range)| range);
+        changes
+            .filter(|range| overlap(range, &block))
+            .map(|range| {
+                let start = range.start.max(block.start) - block.start;
+                let end = range.end.min(block.end) - block.start;
+                let first = len_of(start) / SECTOR;
+                mask(first, len_of(end).div_ceil(SECTOR) - first)
+            })
+            .fold(0, |all, one| all | one)
     }
 
     /// Begins to watch `range` for changes; ended by [`Core::unregister`].

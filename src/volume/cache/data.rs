@@ -82,7 +82,7 @@ fn sections(range: Range) -> impl Iterator<Item = Range> {
     })
 }
 
-pub(super) fn blocks_around(range: Range) -> Range {
+pub(in crate::volume) fn blocks_around(range: Range) -> Range {
     Range {
         start: range.start / BLOCK * BLOCK,
         end: range.end.next_multiple_of(BLOCK),

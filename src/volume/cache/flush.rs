@@ -116,7 +116,7 @@ impl<S: PageStore> Volume<S> {
         &self,
         cache: &Arc<Cache>,
     ) -> Result<(), DeviceError> {
-        let whole = Range::at(0, self.size);
+        let whole = Range::at(0, self.size());
         self.io
             .within_deadline("flush", whole, self.drain(cache))
             .await

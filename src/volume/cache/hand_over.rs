@@ -30,7 +30,8 @@ impl<S: PageStore> Volume<S> {
     }
 
     /// Goes on after [`Volume::let_go`]: what the file says counts, whatever
-    /// the other process did with it.
+    /// the other process did with it. Fenced, if unflushed writes are not in it
+    /// any more.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] while the other process lives and has
@@ -42,7 +43,21 @@ impl<S: PageStore> Volume<S> {
         // Its lock is released with it, should it not have been let go of.
         cache.with(|core| core.staging.let_go()).await?;
         let core = cache.origin.open_again(self.io.standing.number()).await?;
-        cache.with(move |old| *old = core).await;
+        let lost = cache
+            .with(move |old| {
+                let was = old.index.dirty_sectors();
+                *old = core;
+                was > old.index.dirty_sectors()
+            })
+            .await;
+        if lost {
+            // The other daemon writes nothing back while it only opens; it
+            // sets unflushed writes aside when it finds the volume taken. A
+            // flush must not be answered as if they were in the store.
+            self.io.standing.fence(
+                "the daemon that was to take over found it taken and set the unflushed writes aside: see dyskctl staging list".into(),
+            );
+        }
         super::run(self);
         Ok(())
     }

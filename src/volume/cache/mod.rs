@@ -76,6 +76,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore};
 
 pub use budget::Budget;
+pub(in crate::volume) use data::blocks_around;
 pub use files::{StagingFile, StagingFiles, System};
 pub use leftover::{Leftover, LeftoverState, kept_aside, list_staging, restore_staging};
 use recovery::Origin;

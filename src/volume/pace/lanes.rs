@@ -39,6 +39,7 @@ use super::{Account, Permit, Shared, Throttled};
 const COMPARED: Duration = Duration::from_secs(1);
 /// Of so many refusals to be expected, none is no chance.
 const NO_CHANCE: f64 = 3.0;
+
 /// Somebody in a queue.
 #[derive(Debug)]
 pub(super) struct Waiter {
@@ -135,6 +136,10 @@ impl Lane {
     }
 
     fn forget(&mut self, now: Instant) {
+        if self.waiting() > 0 {
+            // What it waits for may be old; who ends it looks at the flag.
+            return;
+        }
         let before = self.limits.is_empty() && self.window.is_none();
         self.limits.forget(now);
         self.window.take_if(|window| window.is_forgotten(now));

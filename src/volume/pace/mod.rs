@@ -343,3 +343,33 @@ impl Drop for Permit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blob::BlobAddress;
+
+    /// A window that nobody waited for is forgotten, by whoever looks; one that
+    /// somebody waits for has to be there when room comes.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_is_not_forgotten() {
+        let pace = Arc::new(AccountPace::default().join());
+        let (slow, held) = (pace.at_once(512).unwrap(), pace.at_once(512).unwrap());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let address = BlobAddress::new("acct", "dysks", "vol1");
+        let failure = Failure::Deadline { written: true };
+        slow.settle::<()>(&Err(StorageError::new("read", &address, failure)));
+        let waiting = tokio::spawn({
+            let pace = Arc::clone(&pace);
+            async move { pace.permit_for(512, true).await }
+        });
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(pace.throttled().map(|throttled| throttled.waiting), Some(1));
+        assert!(!waiting.is_finished());
+        drop(held);
+        tokio::time::timeout(Duration::from_secs(1), waiting)
+            .await
+            .expect("there is room now")
+            .unwrap();
+    }
+}

@@ -1,0 +1,157 @@
+//! ListVolumes, ControllerGetVolume and GetCapacity: what there is, and what
+//! there could be. Their requests bring no secrets, so they are those of the
+//! default Secret.
+
+use std::collections::HashMap;
+
+use tonic::Status;
+
+use super::handle::Handle;
+use super::parameters::Parameters;
+use super::v1::*;
+use super::volumes::{CLAIM, LARGEST, bytes};
+use super::{capability, failure, secrets};
+use crate::blob::reference::DEFAULT_CONTAINER;
+use crate::blob::{BlobType, LeaseState, ListedBlob};
+use crate::node::account::ATTEMPT_DEADLINE;
+use crate::volume::{self, OpenError};
+
+const MIB: u64 = 1 << 20;
+/// What a storage account holds unless its owner asked for more: 5 PiB. How
+/// much of it is in use the blob service does not tell.
+const ACCOUNT: u64 = 5 << 50;
+
+fn message(account: &str, listed: &ListedBlob) -> list_volumes_response::Entry {
+    let handle = Handle {
+        account: account.to_owned(),
+        container: DEFAULT_CONTAINER.to_owned(),
+        blob: listed.name.clone(),
+    };
+    list_volumes_response::Entry {
+        volume: Some(volume(&handle, listed.size & !(MIB - 1))),
+        status: Some(list_volumes_response::VolumeStatus {
+            published_node_ids: Vec::new(),
+            volume_condition: Some(VolumeCondition {
+                abnormal: false,
+                message: told(listed.lease_state).into(),
+            }),
+        }),
+    }
+}
+
+fn volume(handle: &Handle, size: u64) -> Volume {
+    Volume {
+        capacity_bytes: bytes(size),
+        volume_id: handle.to_string(),
+        ..Volume::default()
+    }
+}
+
+fn told(lease: LeaseState) -> &'static str {
+    match lease {
+        LeaseState::Leased | LeaseState::Breaking => "attached",
+        _ => "not attached",
+    }
+}
+
+/// ListVolumes: those that this driver made in the default container. The
+/// token is the last handle of the page before.
+pub async fn list(
+    secret: &HashMap<String, String>,
+    asked: ListVolumesRequest,
+) -> Result<ListVolumesResponse, Status> {
+    let most = usize::try_from(asked.max_entries)
+        .map_err(|_| Status::invalid_argument("max entries: a number below 0"))?;
+    let after = match asked.starting_token.as_str() {
+        "" => None,
+        token => Some(Handle::parse(token).ok_or_else(|| {
+            Status::aborted("starting token: not one of ours: begin without one")
+        })?),
+    };
+    let account = secrets::open(secret, None, None).await?;
+    let mut marker: Option<String> = None;
+    let mut all = Vec::new();
+    loop {
+        let page = account
+            .list_blobs(
+                DEFAULT_CONTAINER,
+                "",
+                false,
+                marker.as_deref(),
+                ATTEMPT_DEADLINE,
+            )
+            .await;
+        let (page, next) = match page {
+            Err(error) if error.is_not_found() => break,
+            other => other.map_err(|error| failure::of_storage(&error))?,
+        };
+        all.extend(page.into_iter().filter(|listed| {
+            listed.blob_type == BlobType::Page
+                && listed.metadata.iter().any(|(name, _)| name == CLAIM)
+                && after.as_ref().is_none_or(|after| listed.name > after.blob)
+        }));
+        marker = next.filter(|next| !next.is_empty());
+        if marker.is_none() {
+            break;
+        }
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    let more = most > 0 && all.len() > most;
+    if more {
+        all.truncate(most);
+    }
+    let entries: Vec<_> = all.iter().map(|one| message(account.name(), one)).collect();
+    let last = entries.last().and_then(|entry| entry.volume.as_ref());
+    let next_token = last.filter(|_| more).map(|last| last.volume_id.clone());
+    Ok(ListVolumesResponse {
+        entries,
+        next_token: next_token.unwrap_or_default(),
+    })
+}
+
+/// ControllerGetVolume: abnormal is a blob that cannot be a disk.
+pub async fn get(
+    secret: &HashMap<String, String>,
+    asked: ControllerGetVolumeRequest,
+) -> Result<ControllerGetVolumeResponse, Status> {
+    if asked.volume_id.is_empty() {
+        return Err(Status::invalid_argument("volume id is missing"));
+    }
+    let nowhere = || Status::not_found(format!("{}: no such volume", asked.volume_id));
+    let handle = Handle::parse(&asked.volume_id).ok_or_else(nowhere)?;
+    let account = secrets::open(secret, None, None).await?;
+    if account.name() != handle.account {
+        return Err(nowhere());
+    }
+    let blob = account.page_blob(&handle.container, &handle.blob);
+    let (size, abnormal, message) = match volume::inspect(&blob, ATTEMPT_DEADLINE).await {
+        Ok(disk) => (
+            disk.size,
+            false,
+            told(disk.properties.lease_state).to_owned(),
+        ),
+        Err(OpenError::Storage(error)) => return Err(failure::of_storage(&error)),
+        Err(error) => (0, true, error.to_string()),
+    };
+    Ok(ControllerGetVolumeResponse {
+        volume: Some(volume(&handle, size)),
+        status: Some(controller_get_volume_response::VolumeStatus {
+            published_node_ids: Vec::new(),
+            volume_condition: Some(VolumeCondition { abnormal, message }),
+        }),
+    })
+}
+
+/// GetCapacity: an account's own limit, and a page blob's.
+pub fn capacity(asked: &GetCapacityRequest) -> Result<GetCapacityResponse, Status> {
+    Parameters::parse(&asked.parameters)?;
+    let possible = asked
+        .volume_capabilities
+        .iter()
+        .all(|capability| capability::unsupported(capability).is_none());
+    Ok(GetCapacityResponse {
+        available_capacity: if possible { bytes(ACCOUNT) } else { 0 },
+        maximum_volume_size: Some(bytes(LARGEST)),
+        minimum_volume_size: Some(bytes(MIB)),
+    })
+}
