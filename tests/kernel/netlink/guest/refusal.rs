@@ -189,7 +189,7 @@ fn wrapped(wrapper: &[&str], scenario: &str) {
         .args([
             "--ignored",
             "--exact",
-            &format!("guest::wrapped::{scenario}"),
+            &format!("netlink::guest::wrapped::{scenario}"),
         ])
         .output()
         .unwrap();
@@ -216,7 +216,7 @@ fn nobody_but_root_may_connect() {
         .args([
             "--ignored",
             "--exact",
-            "guest::wrapped::connect_names_the_capability",
+            "netlink::guest::wrapped::connect_names_the_capability",
         ])
         .output()
         .unwrap();
