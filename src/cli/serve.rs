@@ -24,8 +24,8 @@ use crate::nbd::server::Server;
 use crate::nbd::transmission::Stop;
 use crate::node::NodeError;
 use crate::node::account::{open_blob, pace};
-use crate::node::policy::Staging;
-use crate::volume::{Budget, DEFAULT_STAGING_DIR, OpenOptions, Volume};
+use crate::node::policy::{Policy, Staging};
+use crate::volume::{Budget, DEFAULT_STAGING_DIR, OpenOptions, Recover, Volume};
 
 /// Clients that ask for no export by name get it, which is most of them.
 const EXPORT: &str = "";
@@ -61,7 +61,12 @@ struct Serving<'a> {
 
 pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
     // Options that contradict each other are told first of all.
-    options.policy.policy()?;
+    let access = Access {
+        read_only: options.read_only,
+        break_lease: options.break_lease,
+        policy: options.policy.policy()?,
+        recover: options.policy.recover(),
+    };
     let target = Target::find(&options.volume, None, &options.account)?;
     let mut signals = Signals::new()?;
     // First the address: a mistake there should cost no lease.
@@ -71,11 +76,7 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
         (None, None) => return Err(CliError::failed("give --unix or --listen")),
     }
     .map_err(CliError::failed)?;
-    let access = Access {
-        read_only: options.read_only,
-        break_lease: options.break_lease,
-    };
-    let (volume, address) = open(&target, access, &options.policy, &mut signals).await?;
+    let (volume, address) = open(&target, access, &mut signals).await?;
     serve(global, server, volume, &address, signals).await
 }
 
@@ -83,6 +84,8 @@ pub async fn run(global: &Global, options: Options) -> Result<(), CliError> {
 pub struct Access {
     pub read_only: bool,
     pub break_lease: bool,
+    pub policy: Policy,
+    pub recover: Recover,
 }
 
 /// Opens a volume in this process, and says what it waits for; gives back the
@@ -90,10 +93,8 @@ pub struct Access {
 pub async fn open(
     target: &Target,
     access: Access,
-    options: &PolicyOptions,
     signals: &mut Signals,
 ) -> Result<(Arc<Volume>, String), CliError> {
-    let policy = options.policy()?;
     let (_, blob) = open_blob(&target.account, &target.container, &target.blob).await?;
     let address = blob.address().to_string();
     let (waiting, mut told) = watch::channel(false);
@@ -102,16 +103,16 @@ pub async fn open(
         break_lease: access.break_lease,
         waiting: Some(waiting),
         pace: Some(pace(&target.account)),
-        ..policy.open_options(LeaseId::random(), &staging())
+        ..access.policy.open_options(LeaseId::random(), &staging())
     };
-    open.staging.recover = options.recover();
+    open.staging.recover = access.recover;
     let opened = async {
         let mut opening = std::pin::pin!(Volume::open(blob, open));
         tokio::select! {
             biased;
             opened = &mut opening => return opened,
             Ok(_) = told.wait_for(|waiting| *waiting) => {
-                note(&waits_for(&address, &policy));
+                note(&waits_for(&address, &access.policy));
             }
         }
         opening.await

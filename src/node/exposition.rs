@@ -139,39 +139,26 @@ fn write_all(text: &mut String, volumes: &[VolumeNumbers], process: Process) -> 
 type Labelled<'a> = [(String, &'a VolumeStats)];
 
 fn requests(text: &mut String, volumes: &Labelled<'_>) -> Done {
-    let mut family = Family::new(
+    let mut of_kinds = OfKinds {
         text,
+        volumes,
+        label: "op",
+        kinds: |stats| stats.served().to_vec(),
+    };
+    of_kinds.histogram(
         "dysk_volume_io_seconds",
-        "histogram",
         "Latency of the disk's requests, from the kernel's request to our answer.",
     )?;
-    for (labels, stats) in volumes {
-        for (kind, metered) in stats.served() {
-            family.histogram(&format!("{labels},op=\"{kind}\""), metered)?;
-        }
-    }
-    let mut family = Family::new(
-        text,
+    of_kinds.counter(
         "dysk_volume_io_bytes_total",
-        "counter",
         "Bytes of the disk's requests that succeeded.",
+        |metered| metered.bytes,
     )?;
-    for (labels, stats) in volumes {
-        for (kind, metered) in stats.served() {
-            family.sample("", &format!("{labels},op=\"{kind}\""), metered.bytes)?;
-        }
-    }
-    let mut family = Family::new(
-        text,
+    of_kinds.counter(
         "dysk_volume_io_errors_total",
-        "counter",
         "The disk's requests that ended in an error.",
+        |metered| metered.errors,
     )?;
-    for (labels, stats) in volumes {
-        for (kind, metered) in stats.served() {
-            family.sample("", &format!("{labels},op=\"{kind}\""), metered.errors)?;
-        }
-    }
     gauge(
         text,
         "dysk_volume_io_in_flight",
@@ -182,39 +169,27 @@ fn requests(text: &mut String, volumes: &Labelled<'_>) -> Done {
 }
 
 fn to_store(text: &mut String, volumes: &Labelled<'_>) -> Done {
-    let mut family = Family::new(
+    let mut of_kinds = OfKinds {
         text,
+        volumes,
+        label: "request",
+        kinds: |stats| stats.sent().to_vec(),
+    };
+    of_kinds.histogram(
         "dysk_volume_store_seconds",
-        "histogram",
         "Latency of requests to the store, each attempt for itself.",
     )?;
-    for (labels, stats) in volumes {
-        for (kind, metered) in stats.sent() {
-            family.histogram(&format!("{labels},request=\"{kind}\""), metered)?;
-        }
-    }
-    let mut family = Family::new(
-        text,
-        "dysk_volume_store_bytes_total",
-        "counter",
-        "Bytes fetched from the store (get) and sent to it (put).",
-    )?;
-    for (labels, stats) in volumes {
-        for (kind, metered) in &stats.sent()[..2] {
-            family.sample("", &format!("{labels},request=\"{kind}\""), metered.bytes)?;
-        }
-    }
-    let mut family = Family::new(
-        text,
+    of_kinds.counter(
         "dysk_volume_store_errors_total",
-        "counter",
         "Attempts that did not succeed; they are repeated.",
+        |metered| metered.errors,
     )?;
-    for (labels, stats) in volumes {
-        for (kind, metered) in stats.sent() {
-            family.sample("", &format!("{labels},request=\"{kind}\""), metered.errors)?;
-        }
-    }
+    of_kinds.kinds = |stats| stats.sent()[..2].to_vec();
+    of_kinds.counter(
+        "dysk_volume_store_bytes_total",
+        "Bytes fetched from the store (get) and sent to it (put).",
+        |metered| metered.bytes,
+    )?;
     counter(
         text,
         "dysk_volume_store_refused_total",
@@ -222,6 +197,49 @@ fn to_store(text: &mut String, volumes: &Labelled<'_>) -> Done {
         volumes,
         |stats| Some(stats.refused),
     )
+}
+
+/// A request's kind, as metrics name it, and what was counted of it.
+type Kind<'a> = (&'static str, &'a Metered);
+
+/// Families with a sample for each volume and kind of request.
+struct OfKinds<'a> {
+    text: &'a mut String,
+    volumes: &'a Labelled<'a>,
+    /// The kind's.
+    label: &'static str,
+    kinds: fn(&VolumeStats) -> Vec<Kind<'_>>,
+}
+
+impl OfKinds<'_> {
+    fn histogram(&mut self, name: &'static str, help: &str) -> Done {
+        self.family(name, "histogram", help, |family, labels, metered| {
+            family.histogram(labels, metered)
+        })
+    }
+
+    fn counter(&mut self, name: &'static str, help: &str, of: fn(&Metered) -> u64) -> Done {
+        self.family(name, "counter", help, |family, labels, metered| {
+            family.sample("", labels, of(metered))
+        })
+    }
+
+    fn family(
+        &mut self,
+        name: &'static str,
+        kind: &str,
+        help: &str,
+        mut write: impl FnMut(&mut Family<'_>, &str, &Metered) -> Done,
+    ) -> Done {
+        let mut family = Family::new(self.text, name, kind, help)?;
+        for (labels, stats) in self.volumes {
+            for (kind, metered) in (self.kinds)(stats) {
+                let labels = format!("{labels},{}=\"{kind}\"", self.label);
+                write(&mut family, &labels, metered)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn states(text: &mut String, volumes: &Labelled<'_>) -> Done {

@@ -54,8 +54,11 @@ use crate::volume::Volume;
 const SOCKET: &str = "handover.sock";
 /// The format of the messages.
 const FORMAT: u32 = 1;
-/// How long a device may take to answer what it has taken.
+/// How long a device may take to answer what it has taken, and how long if the
+/// store answers, however slowly: a connection that is not handed over costs its
+/// disk the replay threshold. Twice that is less than [`PEER_PATIENCE`].
 const PARK_PATIENCE: Duration = Duration::from_secs(2);
+const PARK_AT_MOST: Duration = Duration::from_secs(4);
 /// How long a resize or snapshot that is under way may take to end.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long either side waits for the other. The devices wait too.
@@ -341,7 +344,8 @@ async fn park_at_once(served: Vec<Served>) -> io::Result<Vec<(String, Vec<Parked
                 volume.idle().await;
                 parked
             };
-            (id, tokio::time::timeout(PARK_PATIENCE, park).await.ok())
+            let parked = patiently(park, volume.stuck(PARK_PATIENCE)).await;
+            (id, parked)
         });
     }
     let mut all = Vec::new();
@@ -352,6 +356,21 @@ async fn park_at_once(served: Vec<Served>) -> io::Result<Vec<(String, Vec<Parked
         }
     }
     Ok(all)
+}
+
+/// What `park` comes to, unless it takes too long: longer than what is granted
+/// to everybody only while the volume is not `stuck`.
+async fn patiently<T>(park: impl Future<Output = T>, stuck: impl Future<Output = ()>) -> Option<T> {
+    let given_up = async {
+        tokio::time::sleep(PARK_PATIENCE).await;
+        let rest = PARK_AT_MOST.saturating_sub(PARK_PATIENCE);
+        tokio::time::timeout(rest, stuck).await
+    };
+    tokio::select! {
+        biased;
+        parked = park => Some(parked),
+        _ = given_up => None,
+    }
 }
 
 // The new daemon's side.
@@ -457,4 +476,30 @@ async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     super::detach::blocking(work).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_volumes_are_waited_for_and_stuck_ones_less() {
+        let park = || async {
+            sleep(PARK_PATIENCE * 3 / 2).await;
+            "parked"
+        };
+        assert_eq!(patiently(park(), pending()).await, Some("parked"));
+        let start = Instant::now();
+        assert_eq!(patiently(park(), ready(())).await, None);
+        assert_eq!(start.elapsed(), PARK_PATIENCE);
+        let start = Instant::now();
+        assert_eq!(patiently(pending::<()>(), pending()).await, None);
+        assert_eq!(start.elapsed(), PARK_AT_MOST);
+        // Stuck, and nobody waits for it.
+        assert_eq!(patiently(ready("parked"), ready(())).await, Some("parked"));
+    }
 }

@@ -258,8 +258,10 @@ impl Exported {
         let access = Access {
             read_only: false,
             break_lease: false,
+            policy: options.policy.policy()?,
+            recover: options.policy.recover(),
         };
-        let (volume, address) = open(target, access, &options.policy, signals).await?;
+        let (volume, address) = open(target, access, signals).await?;
         let checked = Self::check(&volume, &address, options.size).await;
         let served = checked.and_then(|size| {
             let failed = |error: &dyn std::fmt::Display| {
