@@ -361,6 +361,28 @@ impl Core {
         Ok(())
     }
 
+    /// The bytes of `range` (at most [`SECTION`] long), if all of it is cached
+    /// and can be read; counts nothing and registers nothing otherwise.
+    pub fn hit(&mut self, range: Range) -> Option<Vec<u8>> {
+        let mut stretches = Vec::with_capacity(len_of(range.len().div_ceil(BLOCK)) + 1);
+        for part in parts(range) {
+            let block = self.index.get(part.block)?;
+            let clean_under_change = self.under_change(part.block) & !block.dirty;
+            if part.mask & (!block.valid | clean_under_change) != 0 {
+                return None;
+            }
+            stretches.push(part.stretch(block.slot));
+        }
+        for stretch in &stretches {
+            self.index.refer(stretch.slot);
+        }
+        let mut bytes = vec![0; len_of(range.len())];
+        // Said by whoever reads it again.
+        self.staging.read(&stretches, &mut bytes).ok()?;
+        self.hits += 1;
+        Some(bytes)
+    }
+
     /// Sectors of the block that are changed in the store just now: it may have
     /// the change already, and who has seen it there must see it ever after.
     fn under_change(&self, number: u64) -> u8 {
