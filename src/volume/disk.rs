@@ -110,6 +110,38 @@ impl<S: PageStore> Volume<S> {
         Box::pin(try_join_all(puts)).await.map(drop)
     }
 
+    /// Writes any range to the store.
+    async fn write_uncached(&self, range: Range, data: Bytes) -> Result<(), DeviceError> {
+        let pages = whole_pages_around(range);
+        let _locked = unless_gone(self.locks.lock(pages)).await?;
+        if pages == range {
+            self.write_pages(range.start, data).await
+        } else {
+            self.write_unaligned(range, data).await
+        }
+    }
+
+    /// Zeroes any range in the store.
+    async fn zero_uncached(&self, range: Range) -> Result<(), DeviceError> {
+        let _locked = unless_gone(self.locks.lock(whole_pages_around(range))).await?;
+        let (head, body, tail) = split(range);
+        for edge in [head, tail] {
+            if !edge.is_empty() {
+                self.patch(edge, None).await?;
+            }
+        }
+        if body.is_empty() {
+            return Ok(());
+        }
+        self.io.change(&Change::Clear(body)).await
+    }
+
+    /// Clears whole pages in the store.
+    async fn clear_uncached(&self, pages: Range) -> Result<(), DeviceError> {
+        let _locked = unless_gone(self.locks.lock(pages)).await?;
+        self.io.change(&Change::Clear(pages)).await
+    }
+
     /// Writes part of a page, or zeroes when `data` is `None`, by reading the
     /// page first. The caller has locked the page.
     async fn patch(&self, range: Range, data: Option<&[u8]>) -> Result<(), DeviceError> {
@@ -164,7 +196,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
             let data = match cache.and_then(|cache| cache.hit(pages)) {
                 Some(hit) => hit,
                 // Nothing of a read can come late.
-                None => unless_gone(self.read_pages(pages)).await??,
+                None => unless_gone(Box::pin(self.read_pages(pages))).await??,
             };
             if pages == range {
                 return Ok(data);
@@ -191,13 +223,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
                 }
                 return Box::pin(self.write_cached(cache, range, data, fua)).await;
             }
-            let pages = whole_pages_around(range);
-            let _locked = unless_gone(self.locks.lock(pages)).await?;
-            if pages == range {
-                self.write_pages(offset, data).await
-            } else {
-                Box::pin(self.write_unaligned(range, data)).await
-            }
+            Box::pin(self.write_uncached(range, data)).await
         })
         .await
     }
@@ -224,8 +250,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
             if let Some(cache) = &self.cache {
                 return Box::pin(self.clear_cached(cache, body, fua)).await;
             }
-            let _locked = unless_gone(self.locks.lock(body)).await?;
-            self.io.change(&Change::Clear(body)).await
+            Box::pin(self.clear_uncached(body)).await
         })
         .await
     }
@@ -247,17 +272,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
             if let Some(cache) = &self.cache {
                 return Box::pin(self.zero_cached(cache, range, fua)).await;
             }
-            let _locked = unless_gone(self.locks.lock(whole_pages_around(range))).await?;
-            let (head, body, tail) = split(range);
-            for edge in [head, tail] {
-                if !edge.is_empty() {
-                    Box::pin(self.patch(edge, None)).await?;
-                }
-            }
-            if body.is_empty() {
-                return Ok(());
-            }
-            self.io.change(&Change::Clear(body)).await
+            Box::pin(self.zero_uncached(range)).await
         })
         .await
     }
