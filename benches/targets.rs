@@ -31,6 +31,8 @@ use serde_json::{Value, json};
 /// Attachments of 8 TiB each in the row about memory, and KiB for each.
 const IDLE: u32 = 500;
 const IDLE_KIB: f64 = 256.0;
+/// Share of a request's CPU time that measuring it may cost.
+const METERED: f64 = 0.01;
 
 fn setting(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |text| text.parse().expect("a number"))
@@ -90,6 +92,11 @@ fn main() {
         let what = format!("memory of {IDLE} idle, each");
         targets.push(report::single(&what, kib, "KiB", IDLE_KIB));
     }
+    if let Some(us) = figures.cpu_of(&rows) {
+        let what = "metrics: of a request's CPU, %";
+        let share = 100.0 * metered_us() / us;
+        targets.push(report::single(what, share, "%", 100.0 * METERED));
+    }
     if let Some(requests) = never_written {
         let what = "requests for never-written reads";
         targets.push(report::single(what, requests as f64, "", 0.0));
@@ -97,6 +104,24 @@ fn main() {
     write(&json!({
         "rounds": rounds, "seconds": seconds, "targets": targets, "loads": figures.loads(),
     }));
+}
+
+/// Microseconds that measuring a request takes: once where the kernel asks for
+/// it, once where the store is asked. The least of some batches, short enough
+/// for one to have a core for itself.
+fn metered_us() -> f64 {
+    const TIMES: u32 = 20_000;
+    let meters = [(); 2].map(|()| dysk::metrics::Meter::default());
+    let batch = |_| {
+        let begun = Instant::now();
+        for _ in 0..TIMES {
+            for meter in &meters {
+                std::hint::black_box(meter).ended(Instant::now(), 4096, false);
+            }
+        }
+        begun.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)
+    };
+    (0..50).map(batch).fold(f64::INFINITY, f64::min)
 }
 
 fn write(report: &Value) {

@@ -71,7 +71,6 @@ struct Counts {
     refused: u64,
     gets: u64,
     puts: u64,
-    ranges: u64,
 }
 
 /// A store, and everybody who serves from it or beside it.
@@ -113,12 +112,6 @@ impl Servers {
                 }
             }
         }
-        // It learns that it is empty.
-        let learned = Instant::now() + Duration::from_secs(10);
-        while who.contains(&Who::Empty) && servers.counts().ranges == 0 && Instant::now() < learned
-        {
-            std::thread::sleep(Duration::from_millis(50));
-        }
         servers
     }
 
@@ -150,8 +143,8 @@ impl Servers {
             Who::Dysk | Who::Cached | Who::Empty | Who::Stream => {
                 let name = format!("{who:?}").to_lowercase();
                 self.create(&name);
-                let mut command = self.dyskctl(&["serve", &volume(&name), "--unix"]);
-                command.arg(socket);
+                let mut command = self.dyskctl(&["serve", &volume(&name)]);
+                command.arg("--unix").arg(socket);
                 if matches!(who, Who::Cached | Who::Stream) {
                     command.args(["--caching", "read-write", "--staging-dir"]);
                     command.arg(self.folder.join("staging"));
@@ -166,10 +159,8 @@ impl Servers {
     }
 
     fn create(&self, name: &str) {
-        let mut command = self.dyskctl(&["create", &volume(name), "--size"]);
         let size = if name == "stream" { STREAM } else { SIZE };
-        command.arg(size.to_string());
-        run(command);
+        run(self.dyskctl(&["create", &volume(name), "--size", &size.to_string()]));
     }
 
     fn dyskctl(&self, arguments: &[&str]) -> Command {
@@ -334,7 +325,6 @@ impl Servers {
             refused: stats.throttled,
             gets: of("get-blob"),
             puts: of("put-page"),
-            ranges: of("get-page-ranges"),
         }
     }
 

@@ -57,6 +57,13 @@ impl Figures<'_> {
         }))
     }
 
+    /// The least CPU time a request in any of the rows about that.
+    pub fn cpu_of(&self, rows: &[Row]) -> Option<f64> {
+        let rows = rows.iter().filter(|row| matches!(row.figure, Figure::Cpu));
+        let medians = rows.map(|row| self.figure(row).median());
+        medians.min_by(f64::total_cmp)
+    }
+
     /// Prints the targets; gives them back as JSON.
     pub fn targets(&self, rows: &[Row]) -> Vec<Value> {
         println!(
@@ -131,7 +138,7 @@ fn target(row: &Row, seen: &Spread, absolute: f64) -> Value {
 pub fn single(what: &str, seen: f64, unit: &str, most: f64) -> Value {
     let met = seen <= most;
     println!(
-        "{what:<34} {seen:>8.0} {unit:<19} {:>7} {most:<6} {}",
+        "{what:<34} {seen:>8.2} {unit:<19} {:>7} {most:<6} {}",
         "<=",
         if met { "met" } else { "MISSED" }
     );

@@ -391,7 +391,7 @@ mod tests {
         let sizes = [
             size_of_future(|volume| volume.read(0, 4096)),
             size_of_future(|volume| volume.write(0, bytes::Bytes::new(), false)),
-            size_of_future(|volume| volume.flush()),
+            size_of_future(Volume::flush),
             size_of_future(|volume| volume.trim(0, 4096, false)),
             size_of_future(|volume| volume.write_zeroes(0, 4096, false, false)),
             size_of_future(|volume| volume.extents(0, 4096)),
