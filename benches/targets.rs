@@ -1,274 +1,38 @@
 //! The targets of docs/performance.md, each as a ratio inside one run:
-//! `cargo bench --bench targets`. One emulator a latency is the store of
+//! `cargo bench --bench targets`. An emulator of each kind is the store of
 //! everybody; a raw client against the same store is the ceiling, `nbdkit
 //! memory`, `nbdkit null` and `qemu-nbd` run in the same rounds.
 //!
 //! Prints a table; writes `target/bench/targets.json` and `targets.svg`. It
 //! asserts nothing about time. DYSK_BENCH_ROUNDS and DYSK_BENCH_SECONDS make it
-//! longer.
+//! longer, DYSK_BENCH_ONLY takes the rows with that in their name.
 
 #[path = "support/chart.rs"]
 mod chart;
+#[path = "support/idle.rs"]
+mod idle;
 #[path = "support/processes.rs"]
 mod processes;
 #[path = "support/raw.rs"]
 mod raw;
+#[path = "support/report.rs"]
+mod report;
+#[path = "support/rows.rs"]
+mod rows;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use processes::{Measured, Servers};
+use processes::Servers;
+use rows::{STORES, Who};
 use serde_json::{Value, json};
 
-/// A job as fio and the raw client know it.
-#[derive(Clone, Copy, Debug)]
-struct Load {
-    rw: &'static str,
-    block: u64,
-    depth: u32,
-}
-
-const fn load(rw: &'static str, block: u64, depth: u32) -> Load {
-    Load { rw, block, depth }
-}
-
-/// What a figure is held against.
-#[derive(Clone, Copy, Debug)]
-enum Against {
-    /// Another one of the same round.
-    Peer(Who),
-    /// The mean latency of the same load in the raw client, in milliseconds
-    /// above it; less is better.
-    Above,
-    /// Depth / latency.
-    Ideal,
-    /// Microseconds of CPU time for each request; less is better.
-    Cpu,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Who {
-    Raw,
-    /// `dyskctl serve` of a volume that is filled.
-    Dysk,
-    /// The same with `--caching read-write`.
-    Cached,
-    /// Of a volume nobody wrote to.
-    Empty,
-    Memory,
-    Null,
-    Qemu,
-}
-
-const NAMES: [(Who, &str); 7] = [
-    (Who::Raw, "raw client"),
-    (Who::Dysk, "dysk"),
-    (Who::Cached, "dysk read-write"),
-    (Who::Empty, "dysk, never written"),
-    (Who::Memory, "nbdkit memory"),
-    (Who::Null, "nbdkit null"),
-    (Who::Qemu, "qemu-nbd"),
-];
-
-fn name(who: Who) -> &'static str {
-    let found = NAMES.iter().find(|(one, _)| *one == who);
-    found.map_or("?", |(_, name)| name)
-}
-
-/// One row of the table.
-struct Target {
-    what: &'static str,
-    slow: bool,
-    load: Load,
-    who: Who,
-    against: Against,
-    /// At least this, or at most.
-    target: f64,
-}
-
-const SLOW: f64 = 5.0;
-
-const TARGETS: [Target; 17] = [
-    row(
-        "4k read, depth 1, 5 ms",
-        true,
-        load("randread", 4096, 1),
-        Who::Dysk,
-        Against::Above,
-        0.15,
-    ),
-    row(
-        "4k write, depth 1, 5 ms",
-        true,
-        load("randwrite", 4096, 1),
-        Who::Dysk,
-        Against::Above,
-        0.15,
-    ),
-    row(
-        "4k read, depth 32, 5 ms",
-        true,
-        load("randread", 4096, 32),
-        Who::Dysk,
-        Against::Ideal,
-        0.97,
-    ),
-    row(
-        "4k write, depth 32, 5 ms",
-        true,
-        load("randwrite", 4096, 32),
-        Who::Dysk,
-        Against::Ideal,
-        0.97,
-    ),
-    row(
-        "4k read, depth 64, 5 ms",
-        true,
-        load("randread", 4096, 64),
-        Who::Dysk,
-        Against::Ideal,
-        0.97,
-    ),
-    row(
-        "4k write, depth 64, 5 ms",
-        true,
-        load("randwrite", 4096, 64),
-        Who::Dysk,
-        Against::Ideal,
-        0.97,
-    ),
-    row(
-        "4k read, depth 32, 0 ms",
-        false,
-        load("randread", 4096, 32),
-        Who::Dysk,
-        Against::Peer(Who::Raw),
-        0.55,
-    ),
-    row(
-        "4k write, depth 32, 0 ms",
-        false,
-        load("randwrite", 4096, 32),
-        Who::Dysk,
-        Against::Peer(Who::Raw),
-        0.55,
-    ),
-    row(
-        "1m read, depth 4, 0 ms",
-        false,
-        load("read", 1 << 20, 4),
-        Who::Dysk,
-        Against::Peer(Who::Raw),
-        0.60,
-    ),
-    row(
-        "1m write, depth 4, 0 ms",
-        false,
-        load("write", 1 << 20, 4),
-        Who::Dysk,
-        Against::Peer(Who::Raw),
-        0.60,
-    ),
-    row(
-        "cpu per 4k read",
-        false,
-        load("randread", 4096, 32),
-        Who::Dysk,
-        Against::Cpu,
-        20.0,
-    ),
-    row(
-        "cpu per 4k write",
-        false,
-        load("randwrite", 4096, 32),
-        Who::Dysk,
-        Against::Cpu,
-        20.0,
-    ),
-    row(
-        "cached 4k write, depth 1",
-        false,
-        load("randwrite", 4096, 1),
-        Who::Cached,
-        Against::Peer(Who::Memory),
-        0.90,
-    ),
-    row(
-        "cached 4k write, depth 32",
-        false,
-        load("randwrite", 4096, 32),
-        Who::Cached,
-        Against::Peer(Who::Memory),
-        0.90,
-    ),
-    row(
-        "cached 4k read, depth 32",
-        false,
-        load("randread", 4096, 32),
-        Who::Cached,
-        Against::Peer(Who::Memory),
-        0.90,
-    ),
-    row(
-        "never-written 4k read, depth 32",
-        false,
-        load("randread", 4096, 32),
-        Who::Empty,
-        Against::Peer(Who::Memory),
-        0.90,
-    ),
-    row(
-        "never-written 128k read, depth 8",
-        false,
-        load("randread", 128 << 10, 8),
-        Who::Empty,
-        Against::Peer(Who::Memory),
-        0.90,
-    ),
-];
-
-const fn row(
-    what: &'static str,
-    slow: bool,
-    load: Load,
-    who: Who,
-    against: Against,
-    target: f64,
-) -> Target {
-    Target {
-        what,
-        slow,
-        load,
-        who,
-        against,
-        target,
-    }
-}
-
-/// What has to run in a round: each once, though several rows may ask for it.
-fn runs() -> Vec<(bool, Who, Load)> {
-    let mut runs: Vec<(bool, Who, Load)> = Vec::new();
-    let mut add = |run: (bool, Who, Load)| {
-        let same = |one: &(bool, Who, Load)| {
-            (one.0, one.1, one.2.rw, one.2.block, one.2.depth)
-                == (run.0, run.1, run.2.rw, run.2.block, run.2.depth)
-        };
-        if !runs.iter().any(same) {
-            runs.push(run);
-        }
-    };
-    for target in &TARGETS {
-        add((target.slow, target.who, target.load));
-        add((target.slow, Who::Raw, target.load));
-        if !target.slow {
-            for peer in [Who::Memory, Who::Null, Who::Qemu] {
-                add((false, peer, target.load));
-            }
-        }
-    }
-    runs
-}
+/// Attachments of 8 TiB each in the row about memory, and KiB for each.
+const IDLE: u32 = 500;
+const IDLE_KIB: f64 = 256.0;
+/// Share of a request's CPU time that measuring it may cost.
+const METERED: f64 = 0.01;
 
 fn setting(name: &str, usual: u64) -> u64 {
     std::env::var(name).map_or(usual, |text| text.parse().expect("a number"))
@@ -276,153 +40,88 @@ fn setting(name: &str, usual: u64) -> u64 {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, raw, address, rw, block, depth, seconds] = arguments.as_slice()
-        && raw == "raw"
-    {
-        return raw_client(address, rw, block, depth, seconds);
+    match arguments.as_slice() {
+        [_, raw, address, rw, block, depth, seconds] if raw == "raw" => {
+            return raw_client(address, rw, block, depth, seconds);
+        }
+        [_, idle, address, count] if idle == "idle" => return idle::attach(address, count),
+        _ => {}
     }
     let seconds = setting("DYSK_BENCH_SECONDS", 3);
     let rounds = setting("DYSK_BENCH_ROUNDS", 3);
-    let folder = tempfile::tempdir().expect("a folder for the sockets");
-    let slow = Servers::start(&folder.path().join("slow"), SLOW);
-    let fast = Servers::start(&folder.path().join("fast"), 0.0);
-    let runs = runs();
-    let mut figures: Vec<Vec<Measured>> = vec![Vec::new(); runs.len()];
-    for round in 0..rounds {
-        for (at, (is_slow, who, load)) in runs.iter().enumerate() {
-            eprint!(
-                "\r\x1b[Kround {} of {rounds}: {} {} {}k depth {}",
-                round + 1,
-                name(*who),
-                load.rw,
-                load.block >> 10,
-                load.depth
-            );
-            let servers = if *is_slow { &slow } else { &fast };
-            figures[at].push(servers.measure(*who, *load, seconds));
+    let only = std::env::var("DYSK_BENCH_ONLY").unwrap_or_default();
+    // Staging files are in memory by default; /tmp may be a disk.
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a tmpfs");
+    let rows = rows::rows(&only);
+    let runs = rows::runs(&rows);
+    let mut measured = vec![Vec::new(); runs.len()];
+    let (mut never_written, mut idle_kib) = (None, None);
+    // One store after the other: what is idle takes time too.
+    for (number, store) in STORES.iter().enumerate() {
+        let here: Vec<usize> = (0..runs.len())
+            .filter(|at| runs[*at].store == number)
+            .collect();
+        let mut who: Vec<Who> = here.iter().map(|at| runs[*at].who).collect();
+        who.sort();
+        who.dedup();
+        if who.is_empty() {
+            continue;
+        }
+        eprint!("\r\x1b[K{}: filling the disks", store.name);
+        let servers = Servers::start(&folder.path().join(store.name), store, &who);
+        for round in 0..rounds {
+            for at in &here {
+                let name = runs[*at].name();
+                eprint!("\r\x1b[Kround {} of {rounds}: {name}", round + 1);
+                measured[*at].push(servers.measure(runs[*at].who, runs[*at].load, seconds));
+            }
+        }
+        if who.contains(&Who::Empty) {
+            never_written = Some(servers.requests_of_never_written_reads());
+            idle_kib = Some(idle::measure(servers.address(), IDLE));
         }
     }
     eprint!("\r\x1b[K");
-    let requests = fast.requests_of_never_written_reads();
-    report(&runs, &figures, requests, (rounds, seconds));
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn report(
-    runs: &[(bool, Who, Load)],
-    figures: &[Vec<Measured>],
-    requests: u64,
-    (rounds, seconds): (u64, u64),
-) {
-    let of = |slow: bool, who: Who, load: Load| {
-        let at = runs.iter().position(|run| {
-            (run.0, run.1, run.2.rw, run.2.block, run.2.depth)
-                == (slow, who, load.rw, load.block, load.depth)
-        });
-        &figures[at.expect("it ran")]
+    println!("{rounds} interleaved rounds of {seconds} s, medians\n");
+    let figures = report::Figures {
+        runs: &runs,
+        measured: &measured,
     };
-    println!("{rounds} interleaved rounds of {seconds} s, 2 threads of tokio each side, medians\n");
-    println!(
-        "{:<34} {:>10} {:>8} {:>8} {:>8}   {:>10}  ",
-        "", "median", "least", "most", "target", "absolute"
-    );
-    let mut rows = Vec::new();
-    for target in &TARGETS {
-        let mine = of(target.slow, target.who, target.load);
-        let raw = of(target.slow, Who::Raw, target.load);
-        let ratios = sorted(
-            mine.iter()
-                .enumerate()
-                .map(|(round, one)| match target.against {
-                    Against::Peer(peer) => {
-                        one.iops / of(target.slow, peer, target.load)[round].iops
-                    }
-                    Against::Above => one.mean_ms - raw[round].mean_ms,
-                    Against::Ideal => one.iops / (f64::from(target.load.depth) / SLOW * 1e3),
-                    Against::Cpu => one.cpu_us,
-                }),
-        );
-        let (unit, less) = match target.against {
-            Against::Above => ("ms", true),
-            Against::Cpu => ("us", true),
-            _ => ("", false),
-        };
-        let median = ratios[ratios.len() / 2];
-        let met = if less {
-            median <= target.target
-        } else {
-            median >= target.target
-        };
-        let absolute = sorted(mine.iter().map(|one| one.iops));
-        let absolute = absolute[absolute.len() / 2];
-        println!(
-            "{:<34} {:>8.2}{:<2} {:>8.2} {:>8.2} {:>7}{:.2}   {:>7.0}/s  {}",
-            target.what,
-            median,
-            unit,
-            ratios[0],
-            ratios[ratios.len() - 1],
-            if less { "<= " } else { ">= " },
-            target.target,
-            absolute,
-            if met { "met" } else { "MISSED" }
-        );
-        rows.push(json!({
-            "what": target.what, "median": median, "least": ratios[0],
-            "most": ratios[ratios.len() - 1], "target": target.target, "unit": unit,
-            "lessIsBetter": less, "met": met, "iops": absolute,
-        }));
+    let mut targets = figures.targets(&rows);
+    if let Some(kib) = idle_kib {
+        let what = format!("memory of {IDLE} idle, each");
+        targets.push(report::single(&what, kib, "KiB", IDLE_KIB));
     }
-    println!("\nstore requests for all never-written reads: {requests}\n");
-    println!(
-        "{:<34} {:>10} {:>10} {:>10} {:>8} {:>8} {:>8}",
-        "IOPS", "least", "median", "most", "cpu us", "store us", "fio us"
-    );
-    let mut loads = Vec::new();
-    for ((slow, who, load), measured) in runs.iter().zip(figures) {
-        let iops = sorted(measured.iter().map(|one| one.iops));
-        let middle = |of: fn(&Measured) -> f64| {
-            let values = sorted(measured.iter().map(of));
-            values[values.len() / 2]
-        };
-        let what = format!(
-            "{} {} {}k x{} {}",
-            name(*who),
-            load.rw,
-            load.block >> 10,
-            load.depth,
-            if *slow { "5 ms" } else { "0 ms" }
-        );
-        let cpus = [
-            middle(|one| one.cpu_us),
-            middle(|one| one.store_us),
-            middle(|one| one.fio_us),
-        ];
-        println!(
-            "{what:<34} {:>10.0} {:>10.0} {:>10.0} {:>8.1} {:>8.1} {:>8.1}",
-            iops[0],
-            iops[iops.len() / 2],
-            iops[iops.len() - 1],
-            cpus[0],
-            cpus[1],
-            cpus[2]
-        );
-        loads.push(json!({
-            "who": name(*who), "rw": load.rw, "block": load.block, "depth": load.depth,
-            "storeLatencyMs": if *slow { SLOW } else { 0.0 }, "iops": iops,
-            "cpuMicroseconds": cpus[0], "storeMicroseconds": cpus[1], "fioMicroseconds": cpus[2],
-        }));
+    if let Some(us) = figures.cpu_of(&rows) {
+        let what = "metrics: of a request's CPU, %";
+        let share = 100.0 * metered_us() / us;
+        targets.push(report::single(what, share, "%", 100.0 * METERED));
     }
-    let report = json!({
-        "rounds": rounds, "seconds": seconds, "targets": rows, "loads": loads,
-        "neverWrittenStoreRequests": requests,
-    });
-    write(&report);
+    if let Some(requests) = never_written {
+        let what = "requests for never-written reads";
+        targets.push(report::single(what, requests as f64, "", 0.0));
+    }
+    write(&json!({
+        "rounds": rounds, "seconds": seconds, "targets": targets, "loads": figures.loads(),
+    }));
+}
+
+/// Microseconds that measuring a request takes: once where the kernel asks for
+/// it, once where the store is asked. The least of some batches, short enough
+/// for one to have a core for itself.
+fn metered_us() -> f64 {
+    const TIMES: u32 = 20_000;
+    let meters = [(); 2].map(|()| dysk::metrics::Meter::default());
+    let batch = |_| {
+        let begun = Instant::now();
+        for _ in 0..TIMES {
+            for meter in &meters {
+                std::hint::black_box(meter).ended(Instant::now(), 4096, false);
+            }
+        }
+        begun.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)
+    };
+    (0..50).map(batch).fold(f64::INFINITY, f64::min)
 }
 
 fn write(report: &Value) {

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use dysk::emulator::DEFAULT_KEY;
+use dysk::emulator::{DEFAULT_KEY, StatsReport};
 use serde_json::Value;
 
-use crate::{Load, Who};
+use crate::rows::{Load, Store, Who};
 
 /// Bytes of each disk.
 pub const SIZE: u64 = 256 << 20;
+/// Of the one that a stream fills.
+const STREAM: u64 = 1 << 30;
 const RAMP: u64 = 1;
 
 /// A process that ends with the bench.
@@ -56,6 +58,19 @@ pub struct Measured {
     pub store_us: f64,
     /// and of fio.
     pub fio_us: f64,
+    /// Share of the store's requests that it refused.
+    pub refused: f64,
+    /// Put Pages for each GiB that fio wrote.
+    pub puts: f64,
+}
+
+/// What the store has counted.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    all: u64,
+    refused: u64,
+    gets: u64,
+    puts: u64,
 }
 
 /// A store, and everybody who serves from it or beside it.
@@ -64,81 +79,102 @@ pub struct Servers {
     served: Vec<(Who, Running)>,
     store: Running,
     address: SocketAddr,
+    tls: bool,
     folder: PathBuf,
 }
 
 impl Servers {
-    /// A store of `latency` milliseconds, and servers with sockets in `folder`.
-    pub fn start(folder: &Path, latency: f64) -> Self {
+    /// The store, with `who` serving from it on sockets in `folder`, which is
+    /// in memory: read-write caches stage there.
+    pub fn start(folder: &Path, store: &Store, who: &[Who]) -> Self {
         std::fs::create_dir_all(folder).expect("a folder");
-        let (store, address) = emulator(latency);
-        let endpoint = format!("http://{address}/devstoreaccount1");
+        let (running, address) = emulator(store, folder);
         let mut servers = Self {
-            store,
+            store: running,
             address,
+            tls: store.tls,
             folder: folder.to_owned(),
             served: Vec::new(),
         };
-        for name in ["raw", "dysk", "cached", "empty"] {
-            run(dyskctl(&[
-                "create",
-                &volume(name),
-                "--size",
-                "256MiB",
-                "--endpoint",
-                &endpoint,
-            ]));
+        for who in who {
+            servers.serve(*who);
         }
-        for (who, name, more) in [
-            (Who::Dysk, "dysk", &[][..]),
-            (
-                Who::Cached,
-                "cached",
-                &["--caching", "read-write", "--cache-size", "512MiB"][..],
-            ),
-            (Who::Empty, "empty", &[][..]),
-        ] {
-            let mut command = dyskctl(&["serve", &volume(name), "--endpoint", &endpoint, "--unix"]);
-            command.arg(servers.socket(who)).args(more);
-            if who == Who::Cached {
-                command.arg("--staging-dir").arg(folder.join("staging"));
-            }
-            servers.spawn(who, command);
-        }
-        let mut nbdkit = |who, plugin: &[&str]| {
-            let mut command = Command::new("nbdkit");
-            command
-                .args(["-f", "-U"])
-                .arg(servers.socket(who))
-                .args(plugin);
-            servers.spawn(who, command);
-        };
-        nbdkit(Who::Memory, &["memory", "256M"]);
-        nbdkit(Who::Null, &["null", "256M"]);
-        let image = Path::new("/dev/shm").join(format!("dysk-bench-{}", std::process::id()));
-        let file = std::fs::File::create(&image).expect("a file in memory");
-        file.set_len(SIZE).expect("room");
-        let mut command = Command::new("qemu-nbd");
-        command
-            .args(["-f", "raw", "-t", "-e", "8", "--cache=writeback", "-k"])
-            .arg(servers.socket(Who::Qemu))
-            .arg(&image);
-        servers.spawn(Who::Qemu, command);
         for (who, _) in &servers.served {
             appears(&servers.socket(*who));
         }
-        std::fs::remove_file(&image).expect("qemu-nbd has it open");
-        // What was never written is nobody's work: all but one are filled.
-        for who in [Who::Dysk, Who::Cached, Who::Memory, Who::Qemu] {
-            servers.fio(who, &["--rw=write", "--bs=1M", "--iodepth=8"]);
-        }
-        servers.fill_raw();
-        // It learns that it is empty.
-        let learned = Instant::now() + Duration::from_secs(10);
-        while servers.requests("get-page-ranges") == 0 && Instant::now() < learned {
-            std::thread::sleep(Duration::from_millis(50));
+        // What was never written is nobody's work: all others are filled.
+        for who in who {
+            match who {
+                Who::Raw => servers.fill_raw(),
+                Who::Empty | Who::Null | Who::Stream => {}
+                who => {
+                    servers.fio(*who, &["--rw=write", "--bs=1M", "--iodepth=8"]);
+                }
+            }
         }
         servers
+    }
+
+    /// The store's address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn serve(&mut self, who: Who) {
+        let socket = self.socket(who);
+        let command = match who {
+            Who::Raw => return self.create("raw"),
+            Who::Memory | Who::Null => {
+                let plugin = if who == Who::Memory { "memory" } else { "null" };
+                let mut command = Command::new("nbdkit");
+                command.args(["-f", "-U"]).arg(socket);
+                command.args([plugin, &SIZE.to_string()]);
+                command
+            }
+            Who::Qemu => {
+                let image = self.folder.join("image");
+                let file = std::fs::File::create(&image).expect("a file in memory");
+                file.set_len(SIZE).expect("room");
+                let mut command = Command::new("qemu-nbd");
+                command.args(["-f", "raw", "-t", "-e", "8", "--cache=writeback", "-k"]);
+                command.arg(socket).arg(&image);
+                command
+            }
+            Who::Dysk | Who::Cached | Who::Empty | Who::Stream => {
+                let name = format!("{who:?}").to_lowercase();
+                self.create(&name);
+                let mut command = self.dyskctl(&["serve", &volume(&name)]);
+                command.arg("--unix").arg(socket);
+                if matches!(who, Who::Cached | Who::Stream) {
+                    command.args(["--caching", "read-write", "--staging-dir"]);
+                    command.arg(self.folder.join("staging"));
+                }
+                if who == Who::Cached {
+                    command.args(["--cache-size", "512MiB"]);
+                }
+                command
+            }
+        };
+        self.spawn(who, command);
+    }
+
+    fn create(&self, name: &str) {
+        let size = if name == "stream" { STREAM } else { SIZE };
+        run(self.dyskctl(&["create", &volume(name), "--size", &size.to_string()]));
+    }
+
+    fn dyskctl(&self, arguments: &[&str]) -> Command {
+        let scheme = if self.tls { "https" } else { "http" };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dyskctl"));
+        command
+            .args(arguments)
+            .arg("--endpoint")
+            .arg(format!("{scheme}://{}/devstoreaccount1", self.address))
+            .env("AZURE_STORAGE_KEY", DEFAULT_KEY);
+        if self.tls {
+            command.arg("--ca-file").arg(self.folder.join("ca.pem"));
+        }
+        command
     }
 
     fn socket(&self, who: Who) -> PathBuf {
@@ -168,25 +204,28 @@ impl Servers {
 
     /// One run of `load` by `who`.
     pub fn measure(&self, who: Who, load: Load, seconds: u64) -> Measured {
-        let store = self.store.cpu();
+        let (store, counted) = (self.store.cpu(), self.counts());
         if who == Who::Raw {
             return self.measure_raw(load, seconds, store);
         }
         let server = self.served.iter().find(|(one, _)| *one == who);
         let server = &server.expect("it is served").1;
         let before = server.cpu();
-        let report = self.fio(
-            who,
-            &[
-                &format!("--rw={}", load.rw),
-                &format!("--bs={}", load.block),
-                &format!("--iodepth={}", load.depth),
-                &format!("--runtime={seconds}"),
-                &format!("--ramp_time={RAMP}"),
-                "--time_based",
-                "--norandommap",
-            ],
-        );
+        let until = if who == Who::Stream {
+            vec![format!("--size={STREAM}"), "--end_fsync=1".into()]
+        } else {
+            let times = format!("--runtime={seconds} --ramp_time={RAMP} --time_based");
+            times.split(' ').map(ToOwned::to_owned).collect()
+        };
+        let mut arguments = vec![
+            format!("--rw={}", load.rw),
+            format!("--bs={}", load.block),
+            format!("--iodepth={}", load.depth),
+            "--norandommap".into(),
+        ];
+        arguments.extend(until);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let report = self.fio(who, &arguments);
         let job = &report["jobs"][0];
         let side = &job[if load.rw.ends_with("read") {
             "read"
@@ -194,17 +233,30 @@ impl Servers {
             "write"
         }];
         let iops = side["iops"].as_f64().expect("IOPS");
-        // The ramp counts as well.
-        let requests = iops * (seconds + RAMP) as f64;
+        let requests = if who == Who::Stream {
+            side["total_ios"].as_f64().expect("a count")
+        } else {
+            // The ramp counts as well.
+            iops * (seconds + RAMP) as f64
+        };
         let each = |time: Duration| time.as_secs_f64() * 1e6 / requests.max(1.0);
         let percent = |name: &str| job[name].as_f64().expect("a share");
         let fio = (percent("usr_cpu") + percent("sys_cpu")) / 100.0 * seconds as f64;
+        let (now, ratio) = (self.counts(), |part: u64, of: f64| {
+            part as f64 / of.max(1e-9)
+        });
+        let written = side["io_bytes"].as_f64().expect("bytes") / (1_u64 << 30) as f64;
         Measured {
             iops,
             mean_ms: side["lat_ns"]["mean"].as_f64().expect("a latency") / 1e6,
             cpu_us: each(server.cpu() - before),
             store_us: each(self.store.cpu() - store),
             fio_us: fio * 1e6 / (iops * seconds as f64).max(1.0),
+            refused: ratio(
+                now.refused - counted.refused,
+                (now.all - counted.all) as f64,
+            ),
+            puts: ratio(now.puts - counted.puts, written),
         }
     }
 
@@ -224,6 +276,8 @@ impl Servers {
             cpu_us: 0.0,
             store_us: (self.store.cpu() - store).as_secs_f64() * 1e6 / requests,
             fio_us: 0.0,
+            refused: 0.0,
+            puts: 0.0,
         }
     }
 
@@ -250,8 +304,11 @@ impl Servers {
         serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 
-    /// Requests of one kind that the store has had.
-    fn requests(&self, kind: &str) -> u64 {
+    /// What the store has counted so far; nothing, when only TLS gets there.
+    fn counts(&self) -> Counts {
+        if self.tls {
+            return Counts::default();
+        }
         let mut stream = TcpStream::connect(self.address).expect("the store listens");
         write!(
             stream,
@@ -261,13 +318,19 @@ impl Servers {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("answered");
         let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
-        let stats: Value = serde_json::from_str(body).expect("JSON");
-        stats["operations"][kind]["requests"].as_u64().unwrap_or(0)
+        let stats: StatsReport = serde_json::from_str(body).expect("JSON");
+        let of = |kind: &str| stats.operations.get(kind).map_or(0, |one| one.requests);
+        Counts {
+            all: stats.operations.values().map(|one| one.requests).sum(),
+            refused: stats.throttled,
+            gets: of("get-blob"),
+            puts: of("put-page"),
+        }
     }
 
     /// What reads of the volume that nobody wrote to cost: one run of its own.
     pub fn requests_of_never_written_reads(&self) -> u64 {
-        let before = self.requests("get-blob");
+        let before = self.counts().gets;
         let arguments = [
             "--rw=randread",
             "--bs=4k",
@@ -275,7 +338,7 @@ impl Servers {
             "--number_ios=10000",
         ];
         self.fio(Who::Empty, &arguments);
-        self.requests("get-blob") - before
+        self.counts().gets - before
     }
 }
 
@@ -283,10 +346,19 @@ fn volume(name: &str) -> String {
     format!("devstoreaccount1/dysks/{name}.vhd")
 }
 
-fn emulator(latency: f64) -> (Running, SocketAddr) {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_dysk-emulator"))
+fn emulator(store: &Store, folder: &Path) -> (Running, SocketAddr) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dysk-emulator"));
+    command
         .args(["--listen", "127.0.0.1:0", "--memory", "--latency"])
-        .arg(format!("{latency}ms"))
+        .arg(format!("{}ms", store.latency))
+        .args(["--iops", &store.caps.0.to_string()])
+        .args(["--bandwidth", &store.caps.1.to_string()]);
+    if store.tls {
+        certify(folder);
+        command.arg("--tls-cert").arg(folder.join("server.pem"));
+        command.arg("--tls-key").arg(folder.join("server.key"));
+    }
+    let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .expect("dysk-emulator starts");
@@ -297,22 +369,34 @@ fn emulator(latency: f64) -> (Running, SocketAddr) {
         .expect("the emulator says where it listens");
     let address = line
         .trim()
-        .strip_prefix("listening on http://")
-        .and_then(|rest| rest.split('/').next()?.parse().ok());
+        .split_once("://")
+        .and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
     let address = address.unwrap_or_else(|| panic!("no address: {line:?}"));
     (Running(child), address)
 }
 
-fn dyskctl(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dyskctl"));
-    command
-        .args(arguments)
-        .env("AZURE_STORAGE_KEY", DEFAULT_KEY);
-    command
+/// An authority and a certificate for 127.0.0.1, made with openssl.
+fn certify(folder: &Path) {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    let authority = "-keyout ca.key -out ca.pem -subj /CN=bench-authority";
+    let server = "-keyout server.key -out server.pem -subj /CN=localhost -CA ca.pem \
+         -CAkey ca.key -addext basicConstraints=critical,CA:FALSE \
+         -addext subjectAltName=IP:127.0.0.1";
+    for rest in [authority, server] {
+        let mut command = Command::new("openssl");
+        command.args(format!("req -x509 {key} {rest}").split_whitespace());
+        run_in(folder, command);
+    }
+}
+
+fn run_in(folder: &Path, mut command: Command) {
+    command.current_dir(folder);
+    run(command);
 }
 
 fn run(mut command: Command) {
-    let output = command.output().expect("dyskctl starts");
+    let output = command.output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{output:?}");
 }
 

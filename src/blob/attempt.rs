@@ -62,7 +62,9 @@ pub(super) async fn execute(
     deadline: Duration,
 ) -> Result<Answer, StorageError> {
     let mut progress = Progress::default();
-    let work = attempt(account, credential, request, expect, &mut progress);
+    // Boxed because it is large: whoever waits for it is moved into place
+    // several times on the way up, and would take it along each time.
+    let work = Box::pin(attempt(account, credential, request, expect, &mut progress));
     match timeout(deadline, work).await {
         Ok(result) => result,
         // The attempt's future is gone, and its connection with it: what the
@@ -159,7 +161,7 @@ struct Work<'a> {
 async fn receive(
     work: &Work<'_>,
     slot: Slot<'_>,
-    mut connection: Connection,
+    mut connection: Box<Connection>,
     head: hyper::Response<Incoming>,
     progress: &mut Progress,
 ) -> Result<Answer, StorageError> {

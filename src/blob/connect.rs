@@ -36,7 +36,7 @@ pub(super) struct Connector {
 impl Connector {
     /// Resolves the host anew, then tries its addresses one after the other;
     /// the time left is shared out among the addresses left.
-    pub async fn connect(&self) -> Result<Connection, ConnectError> {
+    pub async fn connect(&self) -> Result<Box<Connection>, ConnectError> {
         let deadline = Instant::now() + self.timeout;
         let addresses = self.resolve(deadline).await?;
         let mut failed = Vec::new();
@@ -93,7 +93,11 @@ impl Connector {
         }
     }
 
-    async fn open(&self, address: SocketAddr, until: Instant) -> Result<Connection, ConnectError> {
+    async fn open(
+        &self,
+        address: SocketAddr,
+        until: Instant,
+    ) -> Result<Box<Connection>, ConnectError> {
         let refuse = |failure: Failure, text: String| ConnectError {
             failure,
             detail: format!(": {address}: {text}"),

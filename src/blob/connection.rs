@@ -198,23 +198,24 @@ pub(super) struct Connection {
 
 impl Connection {
     /// HTTP on a plain socket.
-    pub async fn plain(socket: TcpStream, peer: SocketAddr) -> hyper::Result<Self> {
+    pub async fn plain(socket: TcpStream, peer: SocketAddr) -> hyper::Result<Box<Self>> {
         Self::open(Stream::Plain(TokioIo::new(socket)), peer).await
     }
 
     /// HTTP inside TLS.
-    pub async fn tls(session: TlsStream<TcpStream>, peer: SocketAddr) -> hyper::Result<Self> {
+    pub async fn tls(session: TlsStream<TcpStream>, peer: SocketAddr) -> hyper::Result<Box<Self>> {
         Self::open(Stream::Tls(Box::new(TokioIo::new(session))), peer).await
     }
 
-    async fn open(stream: Stream, peer: SocketAddr) -> hyper::Result<Self> {
+    /// In a box, for it is large and changes hands with every request.
+    async fn open(stream: Stream, peer: SocketAddr) -> hyper::Result<Box<Self>> {
         let fate = Arc::new(Fate::default());
         let watched = Watched {
             stream,
             fate: fate.clone(),
         };
         let (sender, driver) = http1::Builder::new().handshake(watched).await?;
-        Ok(Self {
+        Ok(Box::new(Self {
             sender,
             driver,
             driver_done: false,
@@ -222,7 +223,7 @@ impl Connection {
             peer,
             idle_since: Instant::now(),
             keep_alive: None,
-        })
+        }))
     }
 
     /// What becomes of the request under way; stays readable when the

@@ -12,6 +12,12 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::connection::Connection;
 
+/// A connection that was used within this time is taken as it is. A server
+/// hangs up on connections that have been idle for seconds; when it ends itself
+/// it loses what is under way as well. So the question to the kernel, a system
+/// call for each request of a busy volume, would learn next to nothing.
+const FRESH: Duration = Duration::from_millis(20);
+
 /// The connections of one [`super::Account`] handle and its clones.
 pub(super) struct Pool {
     slots: Semaphore,
@@ -26,7 +32,8 @@ struct Idle {
 #[derive(Default)]
 struct List {
     /// The most recently used one is last.
-    connections: VecDeque<Connection>,
+    // Boxed: a connection is large, and moved with every request.
+    connections: VecDeque<Box<Connection>>,
     /// A task is waiting to close those that stay unused.
     reaping: bool,
 }
@@ -71,18 +78,26 @@ impl Pool {
 
 impl Slot<'_> {
     /// The connection that became idle last and is still good, if any.
-    pub async fn idle(&self) -> Option<Connection> {
+    pub async fn idle(&self) -> Option<Box<Connection>> {
         loop {
             let mut connection = self.pool.idle.lock().connections.pop_back()?;
             // Those that fail the look are closed here, not put back.
-            if !self.pool.idle.expired(&connection) && connection.is_open().await {
+            if self.pool.idle.expired(&connection) {
+                continue;
+            }
+            let good = if connection.idle_since.elapsed() < FRESH {
+                connection.is_settled().await
+            } else {
+                connection.is_open().await
+            };
+            if good {
                 return Some(connection);
             }
         }
     }
 
     /// Puts a connection back for the next request, if it can take one.
-    pub async fn keep(self, mut connection: Connection) {
+    pub async fn keep(self, mut connection: Box<Connection>) {
         if !connection.is_settled().await {
             return;
         }

@@ -75,7 +75,8 @@ impl<S: PageStore> Volume<S> {
         if range.len() <= LARGEST_PIECE {
             return self.read_piece(range).await;
         }
-        let pieces = try_join_all(pieces(range).map(|piece| self.read_piece(piece))).await?;
+        let reads = try_join_all(pieces(range).map(|piece| self.read_piece(piece)));
+        let pieces = Box::pin(reads).await?;
         let mut whole = ReadData::new();
         pieces.into_iter().for_each(|piece| whole.append(piece));
         Ok(whole)
@@ -83,7 +84,7 @@ impl<S: PageStore> Volume<S> {
 
     async fn read_piece(&self, range: Range) -> Result<ReadData, DeviceError> {
         match &self.cache {
-            Some(cache) => self.read_cached(cache, range).await,
+            Some(cache) => Box::pin(self.read_cached(cache, range)).await,
             None => self.io.read(range).await,
         }
     }
@@ -106,7 +107,39 @@ impl<S: PageStore> Volume<S> {
                     .await
             }
         });
-        try_join_all(puts).await.map(drop)
+        Box::pin(try_join_all(puts)).await.map(drop)
+    }
+
+    /// Writes any range to the store.
+    async fn write_uncached(&self, range: Range, data: Bytes) -> Result<(), DeviceError> {
+        let pages = whole_pages_around(range);
+        let _locked = unless_gone(self.locks.lock(pages)).await?;
+        if pages == range {
+            self.write_pages(range.start, data).await
+        } else {
+            self.write_unaligned(range, data).await
+        }
+    }
+
+    /// Zeroes any range in the store.
+    async fn zero_uncached(&self, range: Range) -> Result<(), DeviceError> {
+        let _locked = unless_gone(self.locks.lock(whole_pages_around(range))).await?;
+        let (head, body, tail) = split(range);
+        for edge in [head, tail] {
+            if !edge.is_empty() {
+                self.patch(edge, None).await?;
+            }
+        }
+        if body.is_empty() {
+            return Ok(());
+        }
+        self.io.change(&Change::Clear(body)).await
+    }
+
+    /// Clears whole pages in the store.
+    async fn clear_uncached(&self, pages: Range) -> Result<(), DeviceError> {
+        let _locked = unless_gone(self.locks.lock(pages)).await?;
+        self.io.change(&Change::Clear(pages)).await
     }
 
     /// Writes part of a page, or zeroes when `data` is `None`, by reading the
@@ -159,8 +192,12 @@ impl<S: PageStore> BlockDevice for Volume<S> {
                 return Ok(ReadData::new());
             }
             let pages = whole_pages_around(range);
-            // Nothing of a read can come late.
-            let data = unless_gone(self.read_pages(pages)).await??;
+            let cache = self.cache.as_ref();
+            let data = match cache.and_then(|cache| cache.hit(pages)) {
+                Some(hit) => hit,
+                // Nothing of a read can come late.
+                None => unless_gone(Box::pin(self.read_pages(pages))).await??,
+            };
             if pages == range {
                 return Ok(data);
             }
@@ -181,15 +218,12 @@ impl<S: PageStore> BlockDevice for Volume<S> {
                 return Ok(());
             }
             if let Some(cache) = &self.cache {
-                return self.write_cached(cache, range, data, fua).await;
+                if !fua && cache.stage_at_once(range, &data) {
+                    return Ok(());
+                }
+                return Box::pin(self.write_cached(cache, range, data, fua)).await;
             }
-            let pages = whole_pages_around(range);
-            let _locked = unless_gone(self.locks.lock(pages)).await?;
-            if pages == range {
-                self.write_pages(offset, data).await
-            } else {
-                self.write_unaligned(range, data).await
-            }
+            Box::pin(self.write_uncached(range, data)).await
         })
         .await
     }
@@ -199,7 +233,7 @@ impl<S: PageStore> BlockDevice for Volume<S> {
     async fn flush(&self) -> Result<(), DeviceError> {
         self.request((&self.served.flush, 0), async {
             match &self.cache {
-                Some(cache) => unless_gone(self.flush_cached(cache)).await?,
+                Some(cache) => unless_gone(Box::pin(self.flush_cached(cache))).await?,
                 None => Ok(()),
             }
         })
@@ -214,10 +248,9 @@ impl<S: PageStore> BlockDevice for Volume<S> {
                 return Ok(());
             }
             if let Some(cache) = &self.cache {
-                return self.clear_cached(cache, body, fua).await;
+                return Box::pin(self.clear_cached(cache, body, fua)).await;
             }
-            let _locked = unless_gone(self.locks.lock(body)).await?;
-            self.io.change(&Change::Clear(body)).await
+            Box::pin(self.clear_uncached(body)).await
         })
         .await
     }
@@ -237,19 +270,9 @@ impl<S: PageStore> BlockDevice for Volume<S> {
                 return Ok(());
             }
             if let Some(cache) = &self.cache {
-                return self.zero_cached(cache, range, fua).await;
+                return Box::pin(self.zero_cached(cache, range, fua)).await;
             }
-            let _locked = unless_gone(self.locks.lock(whole_pages_around(range))).await?;
-            let (head, body, tail) = split(range);
-            for edge in [head, tail] {
-                if !edge.is_empty() {
-                    self.patch(edge, None).await?;
-                }
-            }
-            if body.is_empty() {
-                return Ok(());
-            }
-            self.io.change(&Change::Clear(body)).await
+            Box::pin(self.zero_uncached(range)).await
         })
         .await
     }
@@ -264,11 +287,14 @@ impl<S: PageStore> BlockDevice for Volume<S> {
             // Before the store is asked: what is written back in between is in
             // one of the two answers.
             let dirty = match &self.cache {
-                Some(cache) => Some(self.dirty(cache, pages, MOST_RANGES as usize).await),
+                Some(cache) => {
+                    let dirty = self.dirty(cache, pages, MOST_RANGES as usize);
+                    Some(Box::pin(dirty).await)
+                }
                 None => None,
             };
             let filled = self.io.filled(pages, MOST_RANGES, RANGES_DEADLINE);
-            let mut filled = unless_gone(filled).await??;
+            let mut filled = unless_gone(Box::pin(filled)).await??;
             if let Some((dirty, known_to)) = dirty {
                 filled.add(dirty, known_to);
             }

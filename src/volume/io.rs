@@ -124,8 +124,10 @@ impl<S: PageStore> Io<S> {
     /// # Errors
     /// Only what waiting cannot mend; see [`judge::read`].
     pub async fn read(&self, range: Range) -> Result<ReadData, DeviceError> {
-        self.within_deadline("read", range, self.read_settled(range))
-            .await
+        // Boxed here and below: what is made of these on the way up is moved
+        // into place several times, for every request.
+        let read = Box::pin(self.read_settled(range));
+        self.within_deadline("read", range, read).await
     }
 
     /// Reads exactly `range`, which the caller has locked, for writing it back
@@ -140,7 +142,7 @@ impl<S: PageStore> Io<S> {
             owed.map_err(|fenced| self.fenced(&fenced))?;
             self.read_settled(range).await
         };
-        self.within_deadline("read", range, read).await
+        self.within_deadline("read", range, Box::pin(read)).await
     }
 
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
@@ -263,8 +265,8 @@ impl<S: PageStore> Io<S> {
     /// or the caller has gone while nothing was under way.
     pub async fn change(&self, change: &Change) -> Result<(), DeviceError> {
         let range = change.range();
-        self.within_deadline("write", range, self.change_settled(change))
-            .await
+        let settled = Box::pin(self.change_settled(change));
+        self.within_deadline("write", range, settled).await
     }
 
     /// Ends `work` at the operator's deadline. A write that is dropped half way
@@ -281,7 +283,7 @@ impl<S: PageStore> Io<S> {
         let Some(deadline) = self.io_deadline else {
             return work.await;
         };
-        match tokio::time::timeout(deadline, work).await {
+        match Box::pin(tokio::time::timeout(deadline, work)).await {
             Ok(result) => result,
             Err(_) => {
                 let blob = self.blob.address();

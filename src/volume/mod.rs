@@ -379,6 +379,26 @@ mod tests {
 
     fn is_send<T: Send>(_: &T) {}
 
+    fn size_of_future<F>(_: impl FnOnce(&'static Volume) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Each layer moves the future of the one below into its own: what is
+    /// large there is copied over and over, for every request.
+    #[test]
+    fn the_futures_of_requests_are_small() {
+        use crate::device::BlockDevice as _;
+        let sizes = [
+            size_of_future(|volume| volume.read(0, 4096)),
+            size_of_future(|volume| volume.write(0, bytes::Bytes::new(), false)),
+            size_of_future(Volume::flush),
+            size_of_future(|volume| volume.trim(0, 4096, false)),
+            size_of_future(|volume| volume.write_zeroes(0, 4096, false, false)),
+            size_of_future(|volume| volume.extents(0, 4096)),
+        ];
+        assert!(sizes.iter().all(|size| *size <= 1024), "{sizes:?}");
+    }
+
     /// Compiles: the daemon runs these in tasks.
     #[allow(dead_code)]
     fn futures_are_send(blob: &PageBlob, options: OpenOptions, volume: &Volume) {

@@ -27,18 +27,12 @@ use tokio::time::{Instant, Sleep};
 use super::execute::{self, Failure, Outcome, Terms};
 use super::inbox::{Body, Inbox, Incoming, Next};
 use super::outbox::Outbox;
+use super::running::{Finished, Running, Work};
 use super::{Ended, Limits, Session, SessionError, Stop};
 use crate::caller::Presence;
 use crate::device::BlockDevice;
 use crate::nbd::wire::reply::Errno;
 use crate::nbd::wire::request::{Command, RequestHeader};
-
-/// A request that ran in a task of its own and is over.
-struct Finished {
-    header: RequestHeader,
-    outcome: Outcome,
-    hold: Option<OwnedSemaphorePermit>,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -67,8 +61,9 @@ pub(super) struct Connection<S, D> {
     presence: Presence,
     /// Requests taken and not yet answered.
     taken: usize,
-    /// Those of them that are in a task.
+    /// Those of them that are in the device's hands: `waiting`, or in a task.
     running: usize,
+    waiting: Running,
     finish: mpsc::Sender<Finished>,
     finished: mpsc::Receiver<Finished>,
     /// Runs while nothing is left but to write.
@@ -76,6 +71,10 @@ pub(super) struct Connection<S, D> {
     /// Runs while nothing is read, so that a hang-up would not be heard.
     look: Option<Pin<Box<Sleep>>>,
 }
+
+/// A request that moves at least this much runs in a task of its own: copying
+/// it takes longer than a switch, and another core may do it.
+const LARGE: usize = 64 << 10;
 
 /// Between two looks at a peer from which nothing is read.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -103,6 +102,7 @@ where
             presence: Presence::default(),
             taken: 0,
             running: 0,
+            waiting: Running::new(limits.max_requests),
             finish,
             finished,
             linger: None,
@@ -156,10 +156,7 @@ where
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<End, SessionError>> {
         loop {
-            while let Poll::Ready(Some(done)) = self.finished.poll_recv(cx) {
-                self.running -= 1;
-                self.answer(&done.header, done.outcome, done.hold);
-            }
+            self.take_outcomes(cx);
             if let Some(end) = self.take_requests(cx)? {
                 return Poll::Ready(Ok(end));
             }
@@ -203,6 +200,20 @@ where
         self.phase != Phase::Serving && self.taken == 0
     }
 
+    /// Queues the replies to what is over.
+    fn take_outcomes(&mut self, cx: &mut Context<'_>) {
+        let (terms, outbox, running) = (self.terms, &mut self.outbox, &mut self.running);
+        let mut answer = |done: Finished| {
+            *running -= 1;
+            execute::put_reply(outbox, &done.header, terms, done.outcome);
+            outbox.end_reply(done.hold);
+        };
+        self.waiting.poll(cx, &mut answer);
+        while let Poll::Ready(Some(done)) = self.finished.poll_recv(cx) {
+            answer(done);
+        }
+    }
+
     /// Takes every request that is whole, as far as slots go.
     fn take_requests(&mut self, cx: &mut Context<'_>) -> Result<Option<End>, SessionError> {
         let mut present = false;
@@ -241,33 +252,39 @@ where
         Ok(None)
     }
 
-    /// Asks the device here, once; what is not ready then goes on in a task.
+    /// Asks the device here, once. What is not ready then goes on here when
+    /// it is small, in a task when it is large.
     fn start(&mut self, cx: &mut Context<'_>, operation: execute::Operation, request: Incoming) {
         let Incoming { header, body, hold } = request;
         let payload = match body {
             Body::Payload(payload) => payload,
             Body::Dropped => unreachable!("refused by the check"),
         };
-        let device = Arc::clone(&self.device);
-        let work = execute::execute(device, operation, payload);
-        let mut work = Box::pin(self.presence.caller().scope(work));
-        match work.as_mut().poll(cx) {
-            Poll::Ready(outcome) => self.answer(&header, outcome, hold),
-            Poll::Pending => {
-                self.running += 1;
-                let finish = self.finish.clone();
-                tokio::spawn(async move {
-                    let done = Finished {
-                        header,
-                        outcome: work.await,
-                        hold,
-                    };
-                    if finish.send(done).await.is_err() {
-                        tracing::debug!(?operation, "finished after its client had gone");
-                    }
-                });
+        let large = operation.moves(&payload) >= LARGE;
+        let work = execute::execute(Arc::clone(&self.device), operation, payload);
+        let mut work: Work = Box::pin(self.presence.caller().scope(work));
+        if !large {
+            match self.waiting.start(header, hold, work) {
+                Some(done) => self.answer(&done.header, done.outcome, done.hold),
+                None => self.running += 1,
             }
+            return;
         }
+        if let Poll::Ready(outcome) = work.as_mut().poll(cx) {
+            return self.answer(&header, outcome, hold);
+        }
+        self.running += 1;
+        let finish = self.finish.clone();
+        tokio::spawn(async move {
+            let done = Finished {
+                header,
+                outcome: work.await,
+                hold,
+            };
+            if finish.send(done).await.is_err() {
+                tracing::debug!(?operation, "finished after its client had gone");
+            }
+        });
     }
 
     fn answer(

@@ -69,6 +69,14 @@ impl Operation {
             Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes { .. }
         )
     }
+
+    /// Bytes of data that it moves, either way.
+    pub(super) fn moves(self, payload: &Bytes) -> usize {
+        match self {
+            Self::Read { len, .. } => len as usize,
+            _ => payload.len(),
+        }
+    }
 }
 
 /// A request that failed, as the client is told.

@@ -5,14 +5,15 @@
 //! (`inbox`), checks and starts them (`execute`), and writes replies in
 //! the order they become ready (`outbox`); `connection` is the loop that
 //! ties them together. A request is polled once where it is read, so requests
-//! enter the device in the order they arrived; one that has to wait moves to a
-//! task of its own, where nothing that happens to the connection can stop it
-//! half way.
+//! enter the device in the order they arrived. One that has to wait goes on in
+//! the connection's task (`running`), a large one in a task of its own; nothing
+//! that happens to the connection stops either half way.
 
 mod connection;
 mod execute;
 mod inbox;
 mod outbox;
+mod running;
 
 use std::io;
 use std::os::fd::AsFd;

@@ -106,6 +106,40 @@ fn reads(missing: &[Range]) -> Vec<Range> {
     joined
 }
 
+impl Cache {
+    /// Whole pages that are all cached, if there is no need to wait for them.
+    /// Anything else, failure included, is for `Volume::read_cached`.
+    pub(in crate::volume) fn hit(&self, pages: Range) -> Option<ReadData> {
+        if !self.memory || pages.len() > SECTION {
+            return None;
+        }
+        let bytes = self.section(|core| core.hit(pages))?;
+        Some(Bytes::from(bytes).into())
+    }
+
+    /// Stages whole pages if there is no need to wait for that; false leaves
+    /// it to `Volume::write_cached`, which may stage them again.
+    pub(in crate::volume) fn stage_at_once(&self, range: Range, data: &[u8]) -> bool {
+        if !self.memory
+            || !self.stages()
+            || range.len() > SECTION
+            || whole_pages_around(range) != range
+        {
+            return false;
+        }
+        let staged = self.section(|core| {
+            if core.waiting > 0 {
+                return Staged::default();
+            }
+            core.stage(range.start, data)
+        });
+        if staged.wake {
+            self.work.notify_one();
+        }
+        staged.bytes == data.len()
+    }
+}
+
 impl<S: PageStore> Volume<S> {
     pub(super) fn unfenced(&self) -> Result<(), DeviceError> {
         match self.io.standing.fenced() {

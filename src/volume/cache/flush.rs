@@ -118,7 +118,7 @@ impl<S: PageStore> Volume<S> {
     ) -> Result<(), DeviceError> {
         let whole = Range::at(0, self.size());
         self.io
-            .within_deadline("flush", whole, self.drain(cache))
+            .within_deadline("flush", whole, Box::pin(self.drain(cache)))
             .await
     }
 

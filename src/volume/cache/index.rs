@@ -345,25 +345,27 @@ impl Index {
     }
 
     /// Takes charge of the block with the oldest unflushed write, if that is
-    /// at most `due`, and of its neighbours that make one run with it, `most`
-    /// blocks in all.
-    pub fn pick(&mut self, due: u64, most: u64) -> Option<Picked> {
+    /// at most `due`, and of its neighbours that make one run with it, within
+    /// the same `stripe` blocks of the volume. Runs that could begin anywhere
+    /// would leave behind what a stream wrote a little out of order, to be
+    /// picked bit by bit.
+    pub fn pick(&mut self, due: u64, stripe: u64) -> Option<Picked> {
         let (&oldest, &first) = self.queue.first_key_value()?;
         if oldest > due {
             return None;
         }
         let ready = |block: &Block| block.dirty != 0 && !block.picked;
         let (mut start, mut end) = (first, first + 1);
+        let bottom = first / stripe * stripe;
         let mut last = self.blocks[&first].dirty;
-        for (number, block) in self.range(first + 1..first.saturating_add(most)) {
+        for (number, block) in self.range(first + 1..bottom.saturating_add(stripe)) {
             if number != end || !ready(block) || last & 0x80 == 0 || block.dirty & 1 == 0 {
                 break;
             }
             (end, last) = (number + 1, block.dirty);
         }
         let mut next = self.blocks[&first].dirty;
-        let reach = (most - (end - start)).min(first);
-        for (number, block) in self.range(first - reach..first).rev() {
+        for (number, block) in self.range(bottom..first).rev() {
             if number + 1 != start || !ready(block) || block.dirty & 0x80 == 0 || next & 1 == 0 {
                 break;
             }

@@ -11,8 +11,8 @@ use super::layout::{BLOCK, SECTOR, SECTORS};
 use super::staging::Stretch;
 use crate::blob::Range;
 
-/// The largest run that one write-back takes: what one Put Page takes.
-const LONGEST_RUN: u64 = crate::volume::io::LARGEST_PIECE / BLOCK;
+/// The stripes that runs keep within: as much as one Put Page takes.
+const STRIPE: u64 = crate::volume::io::LARGEST_PIECE / BLOCK;
 
 impl Core {
     /// Dirty blocks above which writing back does not wait.
@@ -30,7 +30,7 @@ impl Core {
     pub fn pick(&mut self) -> Option<Picked> {
         let pressed = self.waiting > 0 || self.index.waiting_blocks() > self.high_water() as usize;
         let due = if pressed { u64::MAX } else { self.flush_to };
-        self.index.pick(due, LONGEST_RUN)
+        self.index.pick(due, STRIPE)
     }
 
     /// Looks at the clock: what was written more than `age` ago becomes due,
@@ -59,15 +59,19 @@ impl Core {
     }
 
     /// Copies the dirty sectors of the picked ones among `blocks` (at most
-    /// [`SECTION`]) behind `pieces`, each an offset and what goes there.
+    /// [`SECTION`]), part of a run that ends before the block `end`, behind
+    /// `pieces`, each an offset and what goes there.
     ///
     /// # Errors
     /// The staging file failed.
     pub fn send(
         &mut self,
         blocks: std::ops::Range<u64>,
+        end: u64,
         pieces: &mut Vec<(u64, Vec<u8>)>,
     ) -> io::Result<()> {
+        // Of the last piece; neighbouring slots are read at once.
+        let mut stretches = Vec::new();
         for number in blocks {
             let Some(block) = self.index.send(number) else {
                 continue;
@@ -88,27 +92,39 @@ impl Core {
             };
             for (first, count) in runs(sent) {
                 let offset = number * BLOCK + (first * SECTOR) as u64;
-                let len = count * SECTOR;
                 let joined = pieces
                     .last()
                     .is_some_and(|(at, data)| at + data.len() as u64 == offset);
                 if !joined {
-                    pieces.push((offset, Vec::new()));
+                    self.read_piece(&mut stretches, pieces)?;
+                    let most = len_of(end * BLOCK - offset);
+                    pieces.push((offset, Vec::with_capacity(most)));
                 }
                 let (_, data) = pieces.last_mut().expect("pushed just now at the latest");
                 let from = data.len();
-                data.resize(from + len, 0);
-                let stretch = Stretch {
+                data.resize(from + count * SECTOR, 0);
+                stretches.push(Stretch {
                     slot: block.slot,
                     at: first * SECTOR,
-                    bytes: from..from + len,
-                };
-                self.staging
-                    .read(&[stretch], data)
-                    .inspect_err(|error| self.complain(error))?;
+                    bytes: from..data.len(),
+                });
             }
         }
-        Ok(())
+        self.read_piece(&mut stretches, pieces)
+    }
+
+    /// Reads the stretches of the last piece.
+    fn read_piece(
+        &self,
+        stretches: &mut Vec<Stretch>,
+        pieces: &mut [(u64, Vec<u8>)],
+    ) -> io::Result<()> {
+        let Some((_, data)) = pieces.last_mut() else {
+            return Ok(());
+        };
+        let read = self.staging.read(stretches, data);
+        stretches.clear();
+        read.inspect_err(|error| self.complain(error))
     }
 
     /// The write-back of `blocks` (at most [`SECTION`]) is over; says whether

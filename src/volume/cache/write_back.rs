@@ -162,9 +162,10 @@ impl<S: PageStore> Volume<S> {
 
     async fn deliver(&self, cache: &Arc<Cache>, picked: &Picked) -> Result<(), DeviceError> {
         let mut pieces = Vec::new();
+        let end = picked.blocks.end;
         for section in sections(picked) {
             let copied = cache.with(move |core| {
-                let result = core.send(section, &mut pieces);
+                let result = core.send(section, end, &mut pieces);
                 (result, pieces)
             });
             let result;
