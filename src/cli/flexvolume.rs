@@ -168,6 +168,7 @@ fn wanted(options: &str) -> Result<Wanted, String> {
         recover: Recover::default(),
         create: None,
         reuse: true,
+        holder: None,
     };
     Ok(Wanted {
         request,

@@ -13,7 +13,7 @@ use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
 use super::v1::*;
-use super::{listing, secrets, snapshots, volumes};
+use super::{listing, publishing, secrets, snapshots, volumes};
 
 /// The controller. It keeps nothing but which volumes it works on.
 #[derive(Debug, Default)]
@@ -56,15 +56,18 @@ impl ControllerService {
 }
 
 /// What is offered beside, where there is a default Secret.
-const WITH_SECRET: [rpc::Type; 3] = [
+const WITH_SECRET: [rpc::Type; 4] = [
     rpc::Type::ListVolumes,
+    rpc::Type::ListVolumesPublishedNodes,
     rpc::Type::GetVolume,
     rpc::Type::VolumeCondition,
 ];
 
 /// What is offered.
-const OFFERED: [rpc::Type; 8] = [
+const OFFERED: [rpc::Type; 10] = [
     rpc::Type::CreateDeleteVolume,
+    rpc::Type::PublishUnpublishVolume,
+    rpc::Type::PublishReadonly,
     rpc::Type::CreateDeleteSnapshot,
     rpc::Type::ListSnapshots,
     rpc::Type::GetSnapshot,
@@ -216,16 +219,23 @@ impl Controller for ControllerService {
 
     async fn controller_publish_volume(
         &self,
-        _request: Request<ControllerPublishVolumeRequest>,
+        request: Request<ControllerPublishVolumeRequest>,
     ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
-        not_offered("ControllerPublishVolume")
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        publishing::publish(&self.locks, asked)
+            .await
+            .map(Response::new)
     }
 
     async fn controller_unpublish_volume(
         &self,
-        _request: Request<ControllerUnpublishVolumeRequest>,
+        request: Request<ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
-        not_offered("ControllerUnpublishVolume")
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        publishing::unpublish(&self.locks, asked).await?;
+        Ok(Response::new(ControllerUnpublishVolumeResponse {}))
     }
 
     async fn list_volumes(

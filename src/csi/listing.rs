@@ -30,7 +30,7 @@ fn message(account: &str, listed: &ListedBlob) -> list_volumes_response::Entry {
     list_volumes_response::Entry {
         volume: Some(volume(&handle, listed.size & !(MIB - 1))),
         status: Some(list_volumes_response::VolumeStatus {
-            published_node_ids: Vec::new(),
+            published_node_ids: nodes(&listed.metadata),
             volume_condition: Some(VolumeCondition {
                 abnormal: false,
                 message: told(listed.lease_state).into(),
@@ -45,6 +45,12 @@ fn volume(handle: &Handle, size: u64) -> Volume {
         volume_id: handle.to_string(),
         ..Volume::default()
     }
+}
+
+/// Those that it is published to.
+fn nodes(metadata: &[(String, String)]) -> Vec<String> {
+    let published = volume::published(metadata).into_iter();
+    published.map(|entry| entry.node).collect()
 }
 
 fn told(lease: LeaseState) -> &'static str {
@@ -124,19 +130,21 @@ pub async fn get(
         return Err(nowhere());
     }
     let blob = account.page_blob(&handle.container, &handle.blob);
-    let (size, abnormal, message) = match volume::inspect(&blob, ATTEMPT_DEADLINE).await {
+    let inspected = volume::inspect(&blob, ATTEMPT_DEADLINE).await;
+    let (size, published_node_ids, abnormal, message) = match inspected {
         Ok(disk) => (
             disk.size,
+            nodes(&disk.properties.metadata),
             false,
             told(disk.properties.lease_state).to_owned(),
         ),
         Err(OpenError::Storage(error)) => return Err(failure::of_storage(&error)),
-        Err(error) => (0, true, error.to_string()),
+        Err(error) => (0, Vec::new(), true, error.to_string()),
     };
     Ok(ControllerGetVolumeResponse {
         volume: Some(volume(&handle, size)),
         status: Some(controller_get_volume_response::VolumeStatus {
-            published_node_ids: Vec::new(),
+            published_node_ids,
             volume_condition: Some(VolumeCondition { abnormal, message }),
         }),
     })

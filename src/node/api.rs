@@ -139,6 +139,11 @@ pub struct AttachRequest {
     /// both believe a disk theirs will both format it.
     #[serde(default)]
     pub reuse: bool,
+    /// What the cluster calls this node, where its controller says which nodes
+    /// may attach: the volume must be published to it, and it is named in the
+    /// blob's metadata as the lease's holder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
 }
 
 impl AttachRequest {

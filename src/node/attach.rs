@@ -122,6 +122,9 @@ impl Task {
         options.staging.recover = request.recover;
         let volume = self.open(blob, options).await?;
         done.parts.volume = Some(volume.clone());
+        if let Some(holder) = &request.holder {
+            volume.name_holder(holder).await?;
+        }
         done.parts.aside = find_aside(request, &shared.staging).await;
         let status = volume.status();
         (record.size, record.layout) = (Some(status.size), Some(status.layout));

@@ -141,6 +141,7 @@ fn request(fields: &[&str]) -> Result<AttachRequest, String> {
         recover: crate::volume::Recover::default(),
         create: None,
         reuse: true,
+        holder: None,
     };
     for option in options.split(',').filter(|option| !option.is_empty()) {
         set(&mut request, option)?;

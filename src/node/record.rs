@@ -254,6 +254,7 @@ pub(super) mod tests {
             recover: crate::volume::Recover::default(),
             create: None,
             reuse: false,
+            holder: None,
         }
     }
 

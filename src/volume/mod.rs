@@ -23,6 +23,7 @@ mod open;
 mod pace;
 mod patience;
 mod progress;
+mod published;
 mod range_lock;
 mod snapshot;
 mod snapshot_open;
@@ -52,6 +53,7 @@ use io::Io;
 use keeper::Keeper;
 pub use keeper::answers as keepers_answer;
 pub use pace::{AccountPace, Pace, Permit, Throttled};
+pub use published::{Access, PublishError, Published, publish, published, unpublish};
 use range_lock::RangeLock;
 pub use snapshot::{
     Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,

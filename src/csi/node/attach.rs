@@ -10,7 +10,7 @@ use tonic::Status;
 use super::Node;
 use super::mounts;
 use crate::csi::handle::Handle;
-use crate::csi::{failure, secrets};
+use crate::csi::{failure, publishing, secrets};
 use crate::node::AttachmentName;
 use crate::node::api::{AttachRequest, Attachment, CredentialChange, ErrorCode, State};
 use crate::node::client::ClientError;
@@ -57,6 +57,7 @@ pub fn request(
     volume_id: &str,
     given: &HashMap<String, String>,
     context: &HashMap<String, String>,
+    published: &HashMap<String, String>,
     read_only: bool,
 ) -> Result<AttachRequest, Status> {
     let handle = Handle::parse(volume_id)
@@ -97,13 +98,14 @@ pub fn request(
         account,
         container: handle.container,
         blob: handle.blob,
-        read_only,
+        read_only: read_only || publishing::reads_only(published),
         policy,
         connections,
         break_lease: false,
         recover: crate::volume::Recover::default(),
         create: None,
         reuse: true,
+        holder: published.get(publishing::NODE).cloned(),
     })
 }
 
@@ -250,7 +252,9 @@ mod tests {
             ("connections", "4"),
             ("leaseID", "stale"),
         ]);
-        let request = request("acct/dysks/v.vhd", &secret, &context, false).expect("a request");
+        let none = HashMap::new();
+        let request =
+            request("acct/dysks/v.vhd", &secret, &context, &none, false).expect("a request");
         assert_eq!(request.policy.io_deadline_ms, Some(300_000));
         assert_eq!(request.policy.caching, crate::volume::Caching::ReadWrite);
         assert_eq!(request.policy.integrity, crate::blob::Checksum::Crc64);
@@ -260,11 +264,11 @@ mod tests {
             (map(&[("cachingMode", "fast")]), "cachingMode"),
             (map(&[("ioDeadline", "-5m")]), "ioDeadline"),
         ] {
-            let refused = super::request("acct/dysks/v.vhd", &secret, &context, false);
+            let refused = super::request("acct/dysks/v.vhd", &secret, &context, &none, false);
             let refused = refused.expect_err("refused");
             assert!(refused.message().contains(text), "{refused}");
         }
-        let other = super::request("other/dysks/v.vhd", &secret, &HashMap::new(), false);
+        let other = super::request("other/dysks/v.vhd", &secret, &none, &none, false);
         assert_eq!(
             other.expect_err("refused").code(),
             tonic::Code::InvalidArgument

@@ -30,8 +30,10 @@ pub async fn stage(node: &Node, asked: NodeStageVolumeRequest) -> Result<(), Sta
         volume_id,
         &asked.secrets,
         &asked.volume_context,
+        &asked.publish_context,
         want.reads_only(),
     )?;
+    node.is_meant(&asked.publish_context)?;
     let _held = node.locks.take(volume_id)?;
     let begun = Instant::now();
     let attachment = attach::attach(node, &request, &staging).await?;

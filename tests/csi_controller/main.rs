@@ -1,8 +1,9 @@
 //! The CSI controller from a client's side: a gRPC client on its UNIX socket,
 //! the embedded store behind it.
 
-#[path = "support/node.rs"]
+#[path = "../support/node.rs"]
 mod node;
+mod publishing;
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
