@@ -130,6 +130,7 @@ fn request(options: Options) -> Result<AttachRequest, CliError> {
         create,
         reuse: false,
         holder: None,
+        follow_settings: false,
     })
 }
 

@@ -169,6 +169,7 @@ fn wanted(options: &str) -> Result<Wanted, String> {
         create: None,
         reuse: true,
         holder: None,
+        follow_settings: false,
     };
     Ok(Wanted {
         request,

@@ -13,7 +13,7 @@ use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
 use super::v1::*;
-use super::{listing, publishing, secrets, snapshots, volumes};
+use super::{listing, modify, publishing, secrets, snapshots, volumes};
 
 /// The controller. It keeps nothing but which volumes it works on.
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ const WITH_SECRET: [rpc::Type; 4] = [
 ];
 
 /// What is offered.
-const OFFERED: [rpc::Type; 10] = [
+const OFFERED: [rpc::Type; 11] = [
     rpc::Type::CreateDeleteVolume,
     rpc::Type::PublishUnpublishVolume,
     rpc::Type::PublishReadonly,
@@ -74,12 +74,9 @@ const OFFERED: [rpc::Type; 10] = [
     rpc::Type::GetCapacity,
     rpc::Type::CloneVolume,
     rpc::Type::ExpandVolume,
+    rpc::Type::ModifyVolume,
     rpc::Type::SingleNodeMultiWriter,
 ];
-
-fn not_offered<T>(what: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("{what} is not offered")))
-}
 
 #[tonic::async_trait]
 impl Controller for ControllerService {
@@ -267,8 +264,11 @@ impl Controller for ControllerService {
 
     async fn controller_modify_volume(
         &self,
-        _request: Request<ControllerModifyVolumeRequest>,
+        request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        not_offered("ControllerModifyVolume")
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        modify::modify(&self.locks, asked).await?;
+        Ok(Response::new(ControllerModifyVolumeResponse {}))
     }
 }

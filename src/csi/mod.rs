@@ -10,6 +10,7 @@ pub mod handle;
 mod identity;
 mod listing;
 mod locks;
+mod modify;
 pub mod node;
 mod node_id;
 mod parameters;

@@ -255,6 +255,7 @@ pub(super) mod tests {
             create: None,
             reuse: false,
             holder: None,
+            follow_settings: false,
         }
     }
 

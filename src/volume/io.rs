@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::hold::Hold;
 use super::judge::{self, Verdict};
-use super::pace::{Pace, Permit};
+use super::pace::{Cap, Pace, Permit};
 use super::standing::{Fenced, Standing};
 use super::stats::Sent;
 use super::store::PageStore;
@@ -114,6 +114,9 @@ pub struct Io<S> {
     pub(super) hold: Hold,
     pub(super) sent: Sent,
     pub(super) trouble: Trouble,
+    /// What the owner allows.
+    pub(super) cap: Cap,
+    /// What the store allows.
     pub(super) pace: Pace,
 }
 
@@ -146,6 +149,7 @@ impl<S: PageStore> Io<S> {
         let deadline = self.deadline(range.len());
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
+        self.admit(range.len()).await?;
         loop {
             let permit = self.permit(range.len(), pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
@@ -184,6 +188,7 @@ impl<S: PageStore> Io<S> {
     ) -> Result<Filled, DeviceError> {
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
+        self.admit(0).await?;
         loop {
             let permit = self.permit(0, pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
@@ -229,6 +234,18 @@ impl<S: PageStore> Io<S> {
                 }
             }
             _ => Err(self.fail(error)),
+        }
+    }
+
+    /// Waits until the owner's cap admits a request that moves `bytes`.
+    async fn admit(&self, bytes: u64) -> Result<(), DeviceError> {
+        if self.cap.is_open() {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            fenced = self.standing.fence_fallen() => Err(self.fenced(&fenced)),
+            () = self.cap.admit(bytes) => Ok(()),
         }
     }
 
@@ -296,6 +313,8 @@ impl<S: PageStore> Io<S> {
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
+        // Before it goes inside: who holds would wait for it.
+        unless_gone(self.admit(change.bytes())).await??;
         loop {
             // What waits for a raise is not under way, and takes nobody's room.
             unless_gone(self.standing.nothing_owed())

@@ -1,6 +1,7 @@
 //! The CSI controller from a client's side: a gRPC client on its UNIX socket,
 //! the embedded store behind it.
 
+mod modifying;
 #[path = "../support/node.rs"]
 mod node;
 mod publishing;

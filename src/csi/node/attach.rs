@@ -10,11 +10,13 @@ use tonic::Status;
 use super::Node;
 use super::mounts;
 use crate::csi::handle::Handle;
-use crate::csi::{failure, publishing, secrets};
+use crate::csi::{failure, parameters, publishing, secrets};
 use crate::node::AttachmentName;
+use crate::node::account::{ATTEMPT_DEADLINE, open_blob};
 use crate::node::api::{AttachRequest, Attachment, CredentialChange, ErrorCode, State};
 use crate::node::client::ClientError;
 use crate::node::policy::Policy;
+use crate::volume;
 
 /// For somebody else's lease: a dead node's ends within a minute.
 const WAIT_MS: u64 = 70_000;
@@ -84,6 +86,14 @@ pub fn request(
     if let Some(integrity) = word("integrity") {
         policy.integrity = serde_json::from_value(integrity).map_err(|_| wrong("integrity"))?;
     }
+    if let Some(iops) = value("iops") {
+        let iops = parameters::iops(iops).ok_or_else(|| wrong("iops"))?;
+        policy.limits.iops = Some(iops).filter(|iops| *iops > 0);
+    }
+    if let Some(bandwidth) = value("bandwidth") {
+        let bandwidth = parameters::bandwidth(bandwidth).ok_or_else(|| wrong("bandwidth"))?;
+        policy.limits.bandwidth = Some(bandwidth).filter(|bandwidth| *bandwidth > 0);
+    }
     if let Some(deadline) = value("ioDeadline") {
         let deadline: jiff::SignedDuration = deadline.parse().map_err(|_| wrong("ioDeadline"))?;
         let deadline = u64::try_from(deadline.as_millis()).map_err(|_| wrong("ioDeadline"))?;
@@ -106,6 +116,7 @@ pub fn request(
         create: None,
         reuse: true,
         holder: published.get(publishing::NODE).cloned(),
+        follow_settings: true,
     })
 }
 
@@ -149,6 +160,17 @@ pub async fn attach(
             _ => clear_away(node, there, staging).await?,
         }
     }
+    let mut request = request.clone();
+    let lives = |there: &&Attachment| there.state == State::Attached && there.fenced.is_none();
+    match there.as_ref().filter(lives) {
+        // Whatever it was changed to since.
+        Some(there) => {
+            request.policy.caching = there.caching;
+            request.policy.limits = there.limits;
+        }
+        None => follow_wish(&mut request).await?,
+    }
+    let request = &request;
     let attached = node.daemon.attach(request, |_| {}).await;
     let attached = attached.map_err(|error| match &error {
         ClientError::Refused(refused)
@@ -164,6 +186,19 @@ pub async fn attach(
         node.remember(name, &digest(request));
     }
     Ok(attached)
+}
+
+/// Puts into `request` what was wished for the volume after it was made.
+async fn follow_wish(request: &mut AttachRequest) -> Result<(), Status> {
+    let opened = open_blob(&request.account, &request.container, &request.blob).await;
+    let (_, blob) = opened.map_err(|error| failure::of_account(&error))?;
+    let wish = volume::wish(&blob, ATTEMPT_DEADLINE).await;
+    if let Some(wish) = wish.map_err(|error| failure::of_storage(&error))? {
+        let policy = &mut request.policy;
+        policy.caching = wish.settings.caching.unwrap_or(policy.caching);
+        policy.limits = wish.settings.limits(policy.limits);
+    }
+    Ok(())
 }
 
 /// Takes away an attachment that serves nobody any more.
@@ -250,6 +285,8 @@ mod tests {
             ("integrity", "crc64"),
             ("ioDeadline", "5m"),
             ("connections", "4"),
+            ("iops", "500"),
+            ("bandwidth", "60MiB"),
             ("leaseID", "stale"),
         ]);
         let none = HashMap::new();
@@ -259,6 +296,8 @@ mod tests {
         assert_eq!(request.policy.caching, crate::volume::Caching::ReadWrite);
         assert_eq!(request.policy.integrity, crate::blob::Checksum::Crc64);
         assert_eq!(request.connections, Some(4));
+        let limits = request.policy.limits;
+        assert_eq!((limits.iops, limits.bandwidth), (Some(500), Some(60 << 20)));
         assert_eq!(request.policy.check(), Ok(()));
         for (context, text) in [
             (map(&[("cachingMode", "fast")]), "cachingMode"),
