@@ -35,13 +35,13 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	tests/setup test
 	$(CARGO) build --bins --tests
 	DYSK_SIM_HISTORIES=30000 $(CARGO) test --test simulation
-	DYSK_LATE_ROUNDS=1000 $(CARGO) test --test late_writes
-	DYSK_KILLS=200 DYSK_TAKEOVERS=50 $(CARGO) test --test kernel_kill -- --nocapture
-	DYSK_POWER_CUTS=30 $(CARGO) test --test kernel_power -- --nocapture
-	DYSK_DATABASE_CUTS=20 $(CARGO) test --test kernel_databases -- --nocapture
-	DYSK_OUTAGE_SECONDS=600 $(CARGO) test --test kernel_storms -- --nocapture
-	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel_disks -- --nocapture
-	DYSK_TIMES_MEMORY=10 $(CARGO) test --test kernel_memory -- --nocapture
+	DYSK_LATE_ROUNDS=1000 $(CARGO) test --test volume late_writes::
+	DYSK_KILLS=200 DYSK_TAKEOVERS=50 $(CARGO) test --test kernel kill:: -- --nocapture
+	DYSK_POWER_CUTS=30 $(CARGO) test --test kernel power:: -- --nocapture
+	DYSK_DATABASE_CUTS=20 $(CARGO) test --test kernel databases:: -- --nocapture
+	DYSK_OUTAGE_SECONDS=600 $(CARGO) test --test kernel storms:: -- --nocapture
+	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel disks:: -- --nocapture
+	DYSK_TIMES_MEMORY=10 $(CARGO) test --test kernel memory:: -- --nocapture
 
 audit: ## Licences, bans and advisories by cargo-deny; fetches the advisory database.
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

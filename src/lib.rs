@@ -4,7 +4,7 @@
 //! binaries, then [`cli`] and [`csi`], then [`node`] (the daemon), then
 //! [`volume`] and [`nbd`], which meet only at [`device::BlockDevice`], then
 //! [`blob`]. [`filesystem`] is on the floor of `cli` and `csi`; [`emulator`]
-//! stands beside them. See `docs/design.md`.
+//! stands beside them, and what stands here alone is for every floor. See `docs/design.md`.
 
 pub mod blob;
 pub mod caller;
@@ -14,6 +14,7 @@ pub mod device;
 pub mod emulator;
 pub mod filesystem;
 pub mod metrics;
+pub mod mounts;
 pub mod nbd;
 pub mod node;
 pub mod size;

@@ -27,22 +27,19 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::error::CliError;
 use super::{Global, output};
-use crate::blob::cloud;
 use crate::blob::reference::DEFAULT_CONTAINER;
-use crate::blob::source::CredentialSource;
 use crate::filesystem::format::{self, Disk};
-use crate::filesystem::tool::{self, SLOW};
-use crate::filesystem::{Kind, probe};
-use crate::node::AttachmentName;
-use crate::node::api::{AccountSpec, AttachRequest, Attachment, ErrorCode, Secret};
+use crate::filesystem::{self, Kind, probe};
+use crate::mounts;
+use crate::node::api::{AttachRequest, Attachment, ErrorCode};
 use crate::node::client::{Client, ClientError};
+use crate::node::name::{NameError, fingerprint};
 use crate::node::policy::Policy;
+use crate::node::{AttachmentName, secret};
 use crate::volume::Recover;
 
 /// For somebody else's lease: a dead node's ends within a minute.
@@ -118,30 +115,28 @@ fn wanted(options: &str) -> Result<Wanted, String> {
     let options: BTreeMap<String, serde_json::Value> = serde_json::from_str(options)
         .map_err(|error| format!("the options are no JSON object (column {})", error.column()))?;
     let text = |key: &str| options.get(key).and_then(serde_json::Value::as_str);
-    let secret = |key: &str| -> Result<Option<String>, String> {
+    let decoded = |key: &str| -> Result<Option<String>, String> {
         let Some(encoded) = text(&format!("kubernetes.io/secret/{key}")) else {
             return Ok(None);
         };
         let wrong = |_| format!("secret key {key}: not base64 of a text");
         let bytes = STANDARD.decode(encoded).map_err(|_| wrong(()))?;
-        let value = String::from_utf8(bytes).map_err(|_| wrong(()))?;
-        let value = value.trim().to_owned();
-        Ok(Some(value).filter(|value| !value.is_empty()))
+        String::from_utf8(bytes).map(Some).map_err(|_| wrong(()))
     };
-    let missing =
-        |what: &str| format!("secret key {what} is missing: name a Secret of type azure/dysk");
-    let name = secret("accountname")?.ok_or_else(|| missing("accountname"))?;
-    let credential = match (secret("accountkey")?, secret("sas")?) {
-        (Some(key), _) => CredentialSource::Key(key),
-        (None, Some(sas)) => CredentialSource::Sas(sas),
-        (None, None) => return Err(missing("accountkey")),
-    };
+    let mut values = BTreeMap::new();
+    for key in secret::KEYS {
+        if let Some(value) = decoded(key)? {
+            values.insert(key, value);
+        }
+    }
+    let account = secret::account(
+        |key| values.get(key).map(String::as_str),
+        text("endpoint"),
+        text("realm"),
+    )
+    .map_err(|error| format!("secret: {error}"))?;
     let blob = text("blob").filter(|blob| !blob.is_empty());
     let blob = blob.ok_or("option blob is missing: name the page blob, such as vol1.vhd")?;
-    let endpoint = match (text("endpoint").map(str::to_owned), secret("endpoint")?) {
-        (Some(url), _) | (None, Some(url)) => cloud::complete(&url, &name),
-        (None, None) => cloud::endpoint(&name, text("realm")),
-    };
     let mut policy = Policy {
         wait_ms: WAIT_MS,
         ..Policy::default()
@@ -152,13 +147,8 @@ fn wanted(options: &str) -> Result<Wanted, String> {
     }
     let container = text("container").unwrap_or(DEFAULT_CONTAINER);
     let request = AttachRequest {
-        name: name_of(&format!("{name}/{container}/{blob}"))?,
-        account: AccountSpec {
-            name,
-            endpoint,
-            credential: Secret(credential),
-            ca_file: None,
-        },
+        name: name_of(&format!("{}/{container}/{blob}", account.name))?,
+        account,
         container: container.to_owned(),
         blob: blob.to_owned(),
         read_only: text("kubernetes.io/readwrite") == Some("ro"),
@@ -177,16 +167,10 @@ fn wanted(options: &str) -> Result<Wanted, String> {
     })
 }
 
-fn hash(text: &[u8]) -> String {
-    let digest = Sha256::digest(text);
-    digest[..8].iter().map(|b| format!("{b:02x}")).collect()
-}
-
 /// The name of a volume's attachment: any volume has one, no two have the same.
 fn name_of(volume: &str) -> Result<AttachmentName, String> {
-    let name = format!("flex-{}", hash(volume.as_bytes()));
-    name.parse()
-        .map_err(|error: crate::node::name::NameError| error.to_string())
+    let name = format!("flex-{}", fingerprint(volume.as_bytes()));
+    name.parse().map_err(|error: NameError| error.to_string())
 }
 
 /// The driver of one daemon's node.
@@ -230,12 +214,15 @@ impl Driver {
     ) -> Result<(), String> {
         let device = attachment.device.as_deref().and_then(Path::to_str);
         let device = device.ok_or_else(|| format!("{}: it has no device yet", attachment.name))?;
-        let path = dir
-            .to_str()
-            .ok_or("the mount directory's name is no text")?;
-        match mounted(dir)? {
-            Some(source) if source == device => return Ok(()),
-            Some(source) => return Err(format!("{path}: {source} is mounted there")),
+        match mounts::at(dir).map_err(text)? {
+            Some(there) if there.source == Path::new(device) => return Ok(()),
+            Some(there) => {
+                return Err(format!(
+                    "{}: {} is mounted there",
+                    dir.display(),
+                    there.source.display()
+                ));
+            }
             None => {}
         }
         // A disk that another pod of this node has mounted needs no proof.
@@ -250,23 +237,9 @@ impl Driver {
         } else if !is_of_kind(device, kind).await? {
             return Err(format!("{device}: mounted already, and not as {kind}"));
         }
-        fs::create_dir_all(dir).map_err(|error| format!("{path}: {error}"))?;
-        let mut options = Vec::new();
-        if attachment.read_only {
-            options.push("ro");
-        }
-        if kind == Kind::Xfs {
-            // A copy of a volume has its id, and may be on the same node.
-            options.push("nouuid");
-        }
-        let options = options.join(",");
-        let mut arguments = vec!["-t", kind.as_str()];
-        if !options.is_empty() {
-            arguments.extend(["-o", &options]);
-        }
-        arguments.extend(["--", device, path]);
-        tool::run("mount", &arguments, SLOW).await.map_err(text)?;
-        Ok(())
+        filesystem::mount(device, dir, kind, attachment.read_only, &[])
+            .await
+            .map_err(text)
     }
 
     async fn unmount(&self, dir: &Path) -> Result<Answer, String> {
@@ -275,19 +248,7 @@ impl Driver {
             Some(name) => Some(self.lock(name).await?),
             None => None,
         };
-        while mounted(dir)?.is_some() {
-            match unmount(dir, UnmountFlags::NOFOLLOW) {
-                // Gone meanwhile; looked at again.
-                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-                Err(Errno::BUSY) => {
-                    return Err(format!(
-                        "{}: in use: end what has files open there",
-                        dir.display()
-                    ));
-                }
-                Err(error) => return Err(format!("{}: {error}", dir.display())),
-            }
-        }
+        mounts::unmount_all(dir).map_err(text)?;
         if let Some(name) = &noted {
             self.detach(name).await?;
             self.forget(dir)?;
@@ -309,7 +270,8 @@ impl Driver {
     }
 
     fn note_of(&self, dir: &Path) -> PathBuf {
-        self.notes.join(hash(dir.as_os_str().as_encoded_bytes()))
+        self.notes
+            .join(fingerprint(dir.as_os_str().as_encoded_bytes()))
     }
 
     /// Notes whose the mount point is: complete or not at all.
@@ -395,40 +357,10 @@ async fn is_of_kind(device: &str, kind: Kind) -> Result<bool, String> {
     }
 }
 
-/// The mounts of this process: mount point and source, proc_pid_mountinfo(5).
-fn mounts() -> Result<Vec<(String, String)>, String> {
-    let table = "/proc/self/mountinfo";
-    let lines = fs::read_to_string(table).map_err(|error| format!("{table}: {error}"))?;
-    let parse = |line: &str| {
-        let (ours, theirs) = line.split_once(" - ")?;
-        let point = ours.split(' ').nth(4)?;
-        let source = theirs.split(' ').nth(1)?;
-        Some((point.to_owned(), source.to_owned()))
-    };
-    Ok(lines.lines().filter_map(parse).collect())
-}
-
-/// The source of what is mounted at `dir`, on top. Read from the table: the
-/// mount point of a dead disk would answer with an error.
-fn mounted(dir: &Path) -> Result<Option<String>, String> {
-    let parent = dir.parent().and_then(|parent| parent.canonicalize().ok());
-    let real = match (parent, dir.file_name()) {
-        (Some(parent), Some(name)) => parent.join(name),
-        // Nothing is mounted below what is not there.
-        _ => return Ok(None),
-    };
-    let escaped = real.to_string_lossy().replace('\\', r"\134");
-    let escaped = escaped
-        .replace(' ', r"\040")
-        .replace('\t', r"\011")
-        .replace('\n', r"\012");
-    let found = mounts()?.into_iter().rfind(|(point, _)| *point == escaped);
-    Ok(found.map(|(_, source)| source))
-}
-
 /// Is the device mounted anywhere here?
 fn is_source(device: &str) -> Result<bool, String> {
-    Ok(mounts()?.iter().any(|(_, source)| source == device))
+    let mounts = mounts::list().map_err(text)?;
+    Ok(mounts.iter().any(|mount| mount.source == Path::new(device)))
 }
 
 #[cfg(test)]

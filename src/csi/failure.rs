@@ -1,10 +1,14 @@
 //! Errors of the floors below as gRPC codes.
 
+use std::io;
+use std::path::Path;
+
 use tonic::Status;
 
 use crate::blob::{Advice, StorageError};
 use crate::filesystem::FilesystemError;
 use crate::filesystem::format::PrepareError;
+use crate::mounts::MountError;
 use crate::node::NodeError;
 use crate::node::api::ErrorCode;
 use crate::node::client::ClientError;
@@ -75,6 +79,22 @@ pub fn of_preparing(error: &PrepareError) -> Status {
     match error {
         PrepareError::Filesystem(error) => of_filesystem(error),
         PrepareError::Daemon(error) => of_daemon(error),
+    }
+}
+
+/// A call of the system's about `path`.
+pub fn of_path(path: &Path, error: &io::Error) -> Status {
+    Status::internal(format!("{}: {error}", path.display()))
+}
+
+impl From<MountError> for Status {
+    fn from(error: MountError) -> Self {
+        let text = error.to_string();
+        match error {
+            MountError::NotAPlace(_) => Self::invalid_argument(text),
+            MountError::Busy(_) => Self::failed_precondition(text),
+            MountError::Io(..) => Self::internal(text),
+        }
     }
 }
 

@@ -9,10 +9,8 @@ use tonic::Status;
 
 use super::failure;
 use crate::blob::Account;
-use crate::blob::cloud;
-use crate::blob::source::CredentialSource;
-use crate::node::account;
-use crate::node::api::{AccountSpec, Secret};
+use crate::node::api::AccountSpec;
+use crate::node::{account, secret};
 
 /// The largest file of a Secret.
 const LARGEST_VALUE: u64 = 64 << 10;
@@ -30,13 +28,7 @@ pub fn read(folder: &Path) -> Result<HashMap<String, String>, Status> {
         ))
     };
     let mut values = HashMap::new();
-    for key in [
-        "accountname",
-        "accountkey",
-        "accountkey2",
-        "sas",
-        "endpoint",
-    ] {
+    for key in secret::KEYS {
         let file = match std::fs::File::open(folder.join(key)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.map_err(unreadable)?,
@@ -73,34 +65,6 @@ pub fn spec(
     endpoint: Option<&str>,
     realm: Option<&str>,
 ) -> Result<AccountSpec, Status> {
-    let value = |key: &str| {
-        let value = secrets.get(key).map(|value| value.trim());
-        value.filter(|value| !value.is_empty())
-    };
-    let name = value("accountname").ok_or_else(|| {
-        Status::invalid_argument(
-            "secret: accountname is missing: name a Secret of type azure/dysk \
-             with accountname and accountkey",
-        )
-    })?;
-    let keys = ["accountkey", "accountkey2"];
-    let credential = match (keys.iter().find_map(|key| value(key)), value("sas")) {
-        (Some(key), _) => CredentialSource::Key(key.to_owned()),
-        (None, Some(sas)) => CredentialSource::Sas(sas.to_owned()),
-        (None, None) => {
-            return Err(Status::invalid_argument(
-                "secret: neither accountkey nor sas is there: put the account key into accountkey",
-            ));
-        }
-    };
-    let endpoint = endpoint.or_else(|| value("endpoint"));
-    Ok(AccountSpec {
-        name: name.to_owned(),
-        endpoint: endpoint.map_or_else(
-            || cloud::endpoint(name, realm),
-            |url| cloud::complete(url, name),
-        ),
-        credential: Secret(credential),
-        ca_file: None,
-    })
+    secret::account(|key| secrets.get(key).map(String::as_str), endpoint, realm)
+        .map_err(|error| Status::invalid_argument(format!("secret: {error}")))
 }

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::{UnixListener, UnixStream};
@@ -16,8 +17,14 @@ use super::v1::identity_server::IdentityServer;
 use super::v1::node_server::NodeServer;
 use super::{ControllerService, IdentityService, NodeService};
 
+/// How long, and how often, a socket is looked at before it counts as in use: a
+/// child of a killed process, between its fork and its exec, holds its listener
+/// for a moment longer.
+const LOOKS: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
+
 /// Listens at `path`. A socket that nobody listens at any more is replaced; one
-/// in use, and anything that is no socket, is not.
+/// that stays in use for two seconds, and anything that is no socket, is not.
 ///
 /// # Errors
 /// The path is taken or cannot be made.
@@ -28,10 +35,17 @@ pub async fn listen(path: &Path) -> io::Result<UnixListener> {
         Ok(there) if !there.file_type().is_socket() => {
             return Err(io::Error::other("it is there and no socket"));
         }
-        Ok(_) => match UnixStream::connect(path).await {
-            Ok(_) => return Err(io::Error::other("another process listens there")),
-            Err(_) => std::fs::remove_file(path)?,
-        },
+        Ok(_) => {
+            let mut looks = 0;
+            while UnixStream::connect(path).await.is_ok() {
+                looks += 1;
+                if looks == LOOKS {
+                    return Err(io::Error::other("another process listens there"));
+                }
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+            }
+            std::fs::remove_file(path)?;
+        }
     }
     UnixListener::bind(path)
 }
@@ -97,4 +111,29 @@ pub async fn run(path: &Path, services: Services) -> anyhow::Result<()> {
         _ => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_left_socket_is_replaced_and_one_in_use_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("csi.sock");
+        let first = listen(&path).await.expect("nothing is there");
+        let refusal = listen(&path).await.expect_err("in use");
+        assert!(refusal.to_string().contains("another process"), "{refusal}");
+        // Somebody holds it a moment longer than the process that died.
+        let holder = tokio::spawn(async move {
+            tokio::time::sleep(BETWEEN_LOOKS * (LOOKS / 2)).await;
+            drop(first);
+        });
+        listen(&path).await.expect("left behind");
+        holder.await.expect("it ends");
+        std::fs::remove_file(&path).expect("there");
+        std::fs::write(&path, "").expect("written");
+        let refusal = listen(&path).await.expect_err("a file");
+        assert!(refusal.to_string().contains("no socket"), "{refusal}");
+    }
 }

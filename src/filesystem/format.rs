@@ -184,16 +184,7 @@ async fn check(device: &str, kind: Kind) -> Result<(), FilesystemError> {
     if kind != Kind::Ext4 {
         return Ok(());
     }
-    let of = device.to_owned();
-    let read = tokio::task::spawn_blocking(move || superblock::read(&of, kind)).await;
-    let unknown = |reason: String| FilesystemError::Unknown {
-        device: device.to_owned(),
-        reason,
-    };
-    let seen = read
-        .map_err(|error| unknown(error.to_string()))?
-        .map_err(|error| unknown(error.to_string()))?;
-    if seen.errors {
+    if superblock::read(device, kind).await?.errors {
         return Err(FilesystemError::Refused {
             device: device.to_owned(),
             reason: format!(

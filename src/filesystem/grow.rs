@@ -34,15 +34,7 @@ pub async fn grow_if_larger(
     path: &str,
     kind: Kind,
 ) -> Result<(), FilesystemError> {
-    let of = device.to_owned();
-    let read = tokio::task::spawn_blocking(move || superblock::read(&of, kind)).await;
-    let unknown = |reason: String| FilesystemError::Unknown {
-        device: device.to_owned(),
-        reason,
-    };
-    let seen = read
-        .map_err(|error| unknown(error.to_string()))?
-        .map_err(|error| unknown(error.to_string()))?;
+    let seen = superblock::read(device, kind).await?;
     if seen.size.saturating_add(SLACK) > size {
         return Ok(());
     }

@@ -1,9 +1,10 @@
-//! Filesystems on attached disks: found, made, checked and grown with the
-//! tools of the system. What decides whether one may be made is in [`format`];
-//! mounting is the caller's.
+//! Filesystems on attached disks: found, made, checked, mounted and grown
+//! with the tools of the system. What decides whether one may be made is in
+//! [`format`].
 
 pub mod format;
 mod grow;
+mod mount;
 mod probe;
 pub mod superblock;
 pub mod tool;
@@ -12,6 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use grow::{grow, grow_if_larger};
+pub use mount::mount;
 pub use probe::{Found, probe};
 
 /// A kind of filesystem that is made and mounted.

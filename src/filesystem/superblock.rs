@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::Kind;
+use super::{FilesystemError, Kind};
 
 /// What a superblock tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +18,21 @@ pub struct Superblock {
     pub errors: bool,
 }
 
-/// Reads the superblock of a filesystem of `kind` on `device`. Blocks.
+/// Reads the superblock of a filesystem of `kind` on `device`.
 ///
 /// # Errors
-/// It cannot be read, or there is none.
-pub fn read(device: &str, kind: Kind) -> io::Result<Superblock> {
+/// [`FilesystemError::Unknown`]: it cannot be read, or there is none.
+pub async fn read(device: &str, kind: Kind) -> Result<Superblock, FilesystemError> {
+    let of = device.to_owned();
+    let read = tokio::task::spawn_blocking(move || read_now(&of, kind)).await;
+    read.unwrap_or_else(|died| Err(io::Error::other(died)))
+        .map_err(|error| FilesystemError::Unknown {
+            device: device.to_owned(),
+            reason: error.to_string(),
+        })
+}
+
+fn read_now(device: &str, kind: Kind) -> io::Result<Superblock> {
     let disk = File::open(device)?;
     let mut bytes = [0; 4096];
     let at = match kind {
@@ -94,9 +104,9 @@ mod tests {
         ] {
             let file = File::create(&disk).expect("a file");
             file.set_len(320 << 20).expect("sparse");
-            assert!(read(&disk, kind).is_err(), "{kind}: there is none yet");
+            assert!(read_now(&disk, kind).is_err(), "{kind}: there is none yet");
             tool::run(mkfs, &[quiet, &disk], SLOW).await.expect(mkfs);
-            let seen = read(&disk, kind).expect(mkfs);
+            let seen = read_now(&disk, kind).expect(mkfs);
             assert_eq!((seen.size, seen.errors), (320 << 20, false), "{kind}");
         }
         let file = File::create(&disk).expect("a file");
@@ -107,6 +117,6 @@ mod tests {
         tool::run("debugfs", &["-w", "-R", "ssv state 2", &disk], SLOW)
             .await
             .expect("marked");
-        assert!(read(&disk, Kind::Ext4).expect("there").errors);
+        assert!(read_now(&disk, Kind::Ext4).expect("there").errors);
     }
 }

@@ -33,6 +33,7 @@ pub mod registry;
 mod resize;
 mod run_dir;
 mod scrape;
+pub mod secret;
 mod server;
 pub mod service;
 mod settings;

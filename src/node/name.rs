@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Longest name in bytes.
 const LONGEST: usize = 63;
@@ -38,6 +39,14 @@ impl AttachmentName {
         let last = blob.rsplit('/').next().unwrap_or(blob);
         last.strip_suffix(".vhd").unwrap_or(last).parse()
     }
+}
+
+/// What tells `text` from any other in a file name or an attachment's: 16
+/// hexadecimal digits of its SHA-256.
+#[must_use]
+pub fn fingerprint(text: &[u8]) -> String {
+    let digest = Sha256::digest(text);
+    digest[..8].iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl FromStr for AttachmentName {

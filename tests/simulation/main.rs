@@ -35,7 +35,7 @@ use outcome::Tally;
 use plan::{PROFILES, Plan};
 
 /// Seeds of each profile in the short form.
-const HISTORIES: u64 = 2000;
+const HISTORIES: u64 = 1000;
 /// A history takes milliseconds; one that takes this long has no end.
 const HANGS_AFTER: Duration = Duration::from_secs(120);
 

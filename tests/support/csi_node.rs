@@ -110,8 +110,14 @@ fn start_plugin(mode: &str, path: Option<&str>) -> Process {
         "node-1",
     ];
     let process = Process::start("csi-dysk", &arguments, path);
+    // This one and no other: a child of a killed plugin, between its fork and its
+    // exec, holds the old listener for a moment.
     eventually("the plugin listens", || {
-        std::os::unix::net::UnixStream::connect(socket(mode)).is_ok()
+        let Ok(stream) = std::os::unix::net::UnixStream::connect(socket(mode)) else {
+            return false;
+        };
+        let peer = rustix::net::sockopt::socket_peercred(&stream).expect("a unix socket");
+        peer.pid.as_raw_nonzero().get().cast_unsigned() == process.0.id()
     });
     process
 }

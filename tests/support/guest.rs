@@ -125,8 +125,6 @@ pub struct Guest {
 impl Guest {
     /// Starts a guest and returns at once: the first command waits for it.
     /// `environment` is that of its commands.
-    ///
-    /// Whoever runs guests holds [`crate::lane::alone`] meanwhile.
     pub fn boot(name: &str, kernel: &str, environment: &[(&str, &str)]) -> Self {
         let results = tempfile::tempdir().expect("a folder for the guest");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -1,19 +1,34 @@
 //! Runs guest scripts on the kernels of the lane, with the binaries just built.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 const REPO: &str = env!("CARGO_MANIFEST_DIR");
 
-/// One guest at a time: two emulated processors are all that a small machine
-/// gives without starving both.
-static LANE: Mutex<()> = Mutex::new(());
+/// Says how long something took, past the harness that keeps what tests print.
+#[must_use]
+pub struct Timed {
+    name: String,
+    began: Instant,
+}
 
-/// Waits until no other test of this binary runs guests.
-pub fn alone() -> MutexGuard<'static, ()> {
-    LANE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Times `name` until the result is dropped.
+pub fn timed(name: impl Into<String>) -> Timed {
+    Timed {
+        name: name.into(),
+        began: Instant::now(),
+    }
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        let took = self.began.elapsed().as_secs();
+        // A closed standard error is no reason to fail a test.
+        let _unheard = writeln!(std::io::stderr(), "guest: {}: {took} s", self.name);
+    }
 }
 
 /// A number that a soak run sets by an environment variable.
@@ -27,11 +42,13 @@ pub fn number(variable: &str, usual: u64) -> u64 {
 /// Runs `tests/kernel/guest/SCRIPT` on `kernel`; its output goes to the
 /// test's.
 pub fn run(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
-    let _alone = alone();
+    let _timed = timed(format!("{script} {} on {kernel}", args.join(" ")));
     let bin = Path::new(env!("CARGO_BIN_EXE_dyskd"))
         .parent()
         .expect("binaries lie in a folder");
-    let status = Command::new(format!("{REPO}/tests/kernel/run"))
+    let (output, input) = std::io::pipe().expect("a pipe");
+    let mut command = Command::new(format!("{REPO}/tests/kernel/run"));
+    command
         .args(["--kernel", kernel])
         .args(options)
         .arg("--env")
@@ -39,8 +56,16 @@ pub fn run(kernel: &str, options: &[&str], script: &str, args: &[&str]) {
         .arg("--")
         .arg(format!("{REPO}/tests/kernel/guest/{script}"))
         .args(args)
-        .status()
-        .expect("tests/kernel/run starts");
+        .stdout(input.try_clone().expect("a second handle"))
+        .stderr(input);
+    let mut running = command.spawn().expect("tests/kernel/run starts");
+    // Its ends of the pipe are the child's alone now.
+    drop(command);
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.expect("the pipe is read");
+        println!("{}", String::from_utf8_lossy(&line));
+    }
+    let status = running.wait().expect("tests/kernel/run ends");
     assert!(status.success(), "{script} on {kernel}: {status}");
 }
 

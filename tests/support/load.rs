@@ -13,7 +13,7 @@ use dysk::node::account::open_blob;
 use dysk::volume::{AccountPace, OpenOptions, Volume};
 use tokio::task::JoinSet;
 
-use crate::node::Store;
+use super::node::Store;
 
 pub const SIZE: u64 = 64 << 20;
 /// A share of a busy machine's time is nobody's: the best of so many rounds.

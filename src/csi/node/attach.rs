@@ -7,14 +7,15 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 use tonic::Status;
 
-use super::Node;
-use super::mounts;
+use super::{Node, blocking};
 use crate::csi::handle::Handle;
 use crate::csi::{failure, parameters, publishing, secrets};
+use crate::mounts;
 use crate::node::AttachmentName;
 use crate::node::account::{ATTEMPT_DEADLINE, open_blob};
 use crate::node::api::{AttachRequest, Attachment, CredentialChange, ErrorCode, State};
 use crate::node::client::ClientError;
+use crate::node::name::fingerprint;
 use crate::node::policy::Policy;
 use crate::volume;
 
@@ -39,8 +40,7 @@ pub fn name_of(volume_id: &str) -> Result<AttachmentName, Status> {
         })
         .take(READABLE)
         .collect();
-    let digest = Sha256::digest(volume_id.as_bytes());
-    let hash: String = digest[..8].iter().map(|b| format!("{b:02x}")).collect();
+    let hash = fingerprint(volume_id.as_bytes());
     let readable = readable.trim_start_matches('-');
     let name = if readable.is_empty() {
         hash
@@ -205,7 +205,7 @@ async fn follow_wish(request: &mut AttachRequest) -> Result<(), Status> {
 async fn clear_away(node: &Node, dead: &Attachment, staging: &Path) -> Result<(), Status> {
     tracing::warn!(name = %dead.name, state = %dead.state, fenced = dead.fenced, "staging anew");
     let path = staging.to_owned();
-    mounts::blocking(move || mounts::unmount_all(&path)).await?;
+    blocking(move || Ok(mounts::unmount_all(&path)?)).await?;
     detach(node, &dead.name).await
 }
 

@@ -7,7 +7,6 @@
 //! repetition is told ABORTED.
 
 mod attach;
-mod mounts;
 mod publish;
 mod stage;
 mod stats;
@@ -290,4 +289,12 @@ impl NodeCalls for NodeService {
             accessible_topology: None,
         }))
     }
+}
+/// Runs what blocks, off the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Status::internal(format!("the call died: {error}"))))
 }

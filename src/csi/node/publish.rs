@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use tonic::Status;
 
-use super::mounts::{self, Mount};
-use super::{Node, Want, attach};
-use crate::csi::publishing;
+use super::{Node, Want, attach, blocking};
+use crate::csi::{failure, publishing};
 use crate::csi::v1::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
+use crate::mounts::{self, Mount};
 use crate::node::api::{Attachment, State};
 
 /// NodePublishVolume.
@@ -62,7 +62,7 @@ pub async fn publish(node: &Node, asked: NodePublishVolumeRequest) -> Result<(),
         block: matches!(want, Want::Block { .. }),
         alone: want.is_alone(),
     };
-    mounts::blocking(move || place.publish()).await
+    blocking(move || place.publish()).await
 }
 
 fn check(attachment: &Attachment, read_only: bool) -> Result<(), Status> {
@@ -137,7 +137,8 @@ impl Place {
             &self.staging
         };
         // A node that is read-only is so by its device.
-        mounts::bind(source, &self.target, self.read_only && !self.block)
+        mounts::bind(source, &self.target, self.read_only && !self.block)?;
+        Ok(())
     }
 
     /// Whether an earlier call did it, or most of it.
@@ -159,7 +160,8 @@ impl Place {
             return Ok(true);
         }
         if self.read_only {
-            return mounts::make_read_only(&self.target).map(|()| true);
+            mounts::make_read_only(&self.target)?;
+            return Ok(true);
         }
         Err(Status::already_exists(format!(
             "{}: published at {} already, read-only",
@@ -170,7 +172,7 @@ impl Place {
 
     fn make_target(&self) -> Result<(), Status> {
         let target = &self.target;
-        let wrong = |error: io::Error| mounts::internal(target, &error);
+        let wrong = |error: io::Error| failure::of_path(target, &error);
         if !self.block {
             return fs::create_dir_all(target).map_err(wrong);
         }
@@ -194,7 +196,7 @@ pub async fn unpublish(node: &Node, asked: NodeUnpublishVolumeRequest) -> Result
     }
     let target = super::path("target path", &asked.target_path)?;
     let _held = node.locks.take(&asked.volume_id)?;
-    mounts::blocking(move || {
+    blocking(move || {
         mounts::unmount_all(&target)?;
         remove(&target)
     })
@@ -203,7 +205,7 @@ pub async fn unpublish(node: &Node, asked: NodeUnpublishVolumeRequest) -> Result
 
 /// Removes what a publish made; never what is in it.
 fn remove(target: &Path) -> Result<(), Status> {
-    let wrong = |error: io::Error| mounts::internal(target, &error);
+    let wrong = |error: io::Error| failure::of_path(target, &error);
     match fs::symlink_metadata(target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(wrong(error)),

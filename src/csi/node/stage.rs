@@ -10,12 +10,12 @@ use std::time::Instant;
 
 use tonic::Status;
 
-use super::{Node, Want, attach, mounts};
+use super::{Node, Want, attach, blocking};
 use crate::csi::failure;
 use crate::csi::v1::{NodeStageVolumeRequest, NodeUnstageVolumeRequest};
 use crate::filesystem::format::{self, Disk, Prepared};
-use crate::filesystem::tool::{self, SLOW};
-use crate::filesystem::{Kind, grow_if_larger};
+use crate::filesystem::{self, Kind, grow_if_larger};
+use crate::mounts;
 use crate::node::api::Attachment;
 
 /// NodeStageVolume.
@@ -75,7 +75,7 @@ pub async fn stage(node: &Node, asked: NodeStageVolumeRequest) -> Result<(), Sta
 async fn is_mounted(attachment: &Attachment, staging: &Path, kind: Kind) -> Result<bool, Status> {
     let device = attach::device(attachment)?.to_owned();
     let path = staging.to_owned();
-    mounts::blocking(move || match mounts::at(&path)? {
+    blocking(move || match mounts::at(&path)? {
         None => Ok(false),
         Some(there) if there.source == device && there.kind == kind.as_str() => Ok(true),
         Some(there) if there.source == device => Err(Status::already_exists(format!(
@@ -83,7 +83,10 @@ async fn is_mounted(attachment: &Attachment, staging: &Path, kind: Kind) -> Resu
             path.display(),
             there.kind
         ))),
-        Some(there) if is_nbd(&there.source) => mounts::unmount_all(&path).map(|()| false),
+        Some(there) if is_nbd(&there.source) => {
+            mounts::unmount_all(&path)?;
+            Ok(false)
+        }
         Some(there) => Err(Status::failed_precondition(format!(
             "{}: {} is mounted there: unmount it first",
             path.display(),
@@ -117,31 +120,10 @@ async fn mount(
     kind: Kind,
     options: &[String],
 ) -> Result<(), Status> {
-    let path = staging.to_owned();
-    mounts::blocking(move || {
-        std::fs::create_dir_all(&path).map_err(|error| mounts::internal(&path, &error))
-    })
-    .await?;
     let device = text(attach::device(attachment)?)?;
-    let mut all: Vec<&str> = options.iter().map(String::as_str).collect();
-    if attachment.read_only {
-        all.push("ro");
-    }
-    if kind == Kind::Xfs {
-        // A copy of a volume has its id, and may be on the same node.
-        all.push("nouuid");
-    }
-    let all = all.join(",");
-    let path = text(staging)?;
-    let mut arguments = vec!["-t", kind.as_str()];
-    if !all.is_empty() {
-        arguments.extend(["-o", &all]);
-    }
-    arguments.extend(["--", &device, &path]);
-    tool::run("mount", &arguments, SLOW)
+    filesystem::mount(&device, staging, kind, attachment.read_only, options)
         .await
-        .map_err(|error| Status::internal(format!("{}: {error}", attachment.name)))?;
-    Ok(())
+        .map_err(|error| failure::of_filesystem(&error))
 }
 
 fn text(path: &Path) -> Result<String, Status> {
@@ -157,7 +139,7 @@ pub async fn unstage(node: &Node, asked: NodeUnstageVolumeRequest) -> Result<(),
     let staging: PathBuf = super::path("staging target path", &asked.staging_target_path)?;
     let name = attach::name_of(&asked.volume_id)?;
     let _held = node.locks.take(&asked.volume_id)?;
-    mounts::blocking(move || mounts::unmount_all(&staging)).await?;
+    blocking(move || Ok(mounts::unmount_all(&staging)?)).await?;
     attach::detach(node, &name).await?;
     tracing::info!(%name, volume = asked.volume_id, "unstaged");
     Ok(())

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tonic::Status;
 
-use super::mounts::{self, Mount};
-use super::{Node, attach};
+use super::{Node, attach, blocking};
 use crate::csi::failure;
 use crate::csi::v1::volume_usage::Unit;
 use crate::csi::v1::*;
 use crate::filesystem::{Kind, grow};
+use crate::mounts::{self, Mount};
 use crate::node::api::{Attachment, State};
 
 const MIB: u64 = 1 << 20;
@@ -35,7 +35,7 @@ async fn find(
     let attachment = attachment.ok_or_else(nowhere)?;
     let path = PathBuf::from(path);
     let at = path.clone();
-    let mount = mounts::blocking(move || mounts::at(&at)).await?;
+    let mount = blocking(move || Ok(mounts::at(&at)?)).await?;
     let mount = mount
         .filter(|mount| {
             let device = attachment.device.as_deref();
@@ -76,7 +76,7 @@ fn usage(unit: Unit, total: u64, available: u64, used: u64) -> VolumeUsage {
 }
 
 fn measure(path: &Path) -> Result<Vec<VolumeUsage>, Status> {
-    let seen = rustix::fs::statvfs(path).map_err(|error| mounts::internal(path, &error.into()))?;
+    let seen = rustix::fs::statvfs(path).map_err(|error| failure::of_path(path, &error.into()))?;
     let bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);
     Ok(vec![
         usage(
@@ -109,7 +109,7 @@ pub async fn stats(
         let size = attachment.size.unwrap_or_default();
         vec![usage(Unit::Bytes, size, 0, size)]
     } else {
-        let measured = mounts::blocking(move || measure(&path));
+        let measured = blocking(move || measure(&path));
         match tokio::time::timeout(STAT, measured).await {
             Ok(Ok(usage)) => usage,
             // The condition says why, and is what is asked for then.

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::error::KernelError;
 use super::sysfs::{Sysfs, split};
+use crate::mounts::{self, Mount, unescape};
 
 /// A use of a device that a disconnect would break.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,40 +218,18 @@ fn first_entry(folder: &Path) -> Result<Option<String>, KernelError> {
 /// mounts under a number of its own: there the source names the device.
 fn mount_point(mountinfo: &Path, numbers: &Numbers) -> Result<Option<PathBuf>, KernelError> {
     let text = fs::read_to_string(mountinfo).map_err(KernelError::file(mountinfo))?;
-    Ok(text.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let number = fields.nth(2)?.split_once(':')?;
-        let number = (number.0.parse().ok()?, number.1.parse().ok()?);
-        let at = unescape(fields.nth(1)?);
-        let mut rest = fields.skip_while(|field| *field != "-");
-        let source = rest.nth(2)?;
-        let anonymous = number.0 == 0 && source.starts_with("/dev/");
-        (numbers.contains(&number) || anonymous && is_one_of(&unescape(source), numbers))
-            .then_some(at)
-    }))
+    let is_ours = |mount: &Mount| {
+        let anonymous = mount.number.0 == 0 && mount.source.starts_with("/dev");
+        numbers.contains(&mount.number) || anonymous && is_one_of(&mount.source, numbers)
+    };
+    Ok(mounts::parse_all(&text)
+        .find(is_ours)
+        .map(|mount| mount.path))
 }
 
 /// True when `path` is a block device with one of these numbers.
 fn is_one_of(path: &Path, numbers: &Numbers) -> bool {
     fs::metadata(path).is_ok_and(|found| numbers.contains(&split(found.rdev())))
-}
-
-/// Undoes the octal escapes of `/proc` for space, tab, newline and backslash.
-fn unescape(field: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let code = match after {
-            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] if first == b'\\' => {
-                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
-            }
-            _ => None,
-        };
-        bytes.push(code.unwrap_or(first));
-        rest = if code.is_some() { &after[3..] } else { after };
-    }
-    use std::os::unix::ffi::OsStringExt;
-    std::ffi::OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
@@ -280,12 +259,5 @@ mod tests {
         fs::write(&file, "50 22 0:44 /@ /data rw - btrfs /dev/null rw\n").unwrap();
         let numbers = Numbers::from([number]);
         assert_eq!(mount_point(&file, &numbers).unwrap(), Some("/data".into()));
-    }
-
-    #[test]
-    fn a_cut_off_escape_stays_as_it_is() {
-        assert_eq!(unescape("a\\04"), PathBuf::from("a\\04"));
-        assert_eq!(unescape("\\"), PathBuf::from("\\"));
-        assert_eq!(unescape("\\011x"), PathBuf::from("\tx"));
     }
 }

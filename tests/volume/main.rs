@@ -1,0 +1,14 @@
+//! The engine against stores that misbehave, without a daemon.
+
+mod blob_faults;
+mod cache;
+mod cache_model;
+mod integrity;
+mod late_writes;
+mod stuck_requests;
+
+#[path = "../support"]
+mod support {
+    pub mod nbd_peer;
+    pub mod sim_store;
+}
