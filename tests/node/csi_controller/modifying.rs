@@ -76,7 +76,7 @@ fn settings_are_taken_up_by_the_daemon_that_has_it_attached() {
         holder: None,
         follow_settings: true,
     };
-    let daemon = Client::new(&node.socket());
+    let daemon = Client::new(node.socket());
     let attached = world.store.block_on(daemon.attach(&request, |_| {}));
     attached.expect("attached");
     // Its success says that the daemon goes by them.
