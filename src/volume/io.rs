@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::hold::Hold;
 use super::judge::{self, Verdict};
 use super::pace::{Cap, Pace, Permit};
+use super::progress::Progress;
 use super::standing::{Fenced, Standing};
 use super::stats::Sent;
 use super::store::PageStore;
@@ -147,9 +148,9 @@ impl<S: PageStore> Io<S> {
 
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
+        self.admit(range.len()).await?;
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
-        self.admit(range.len()).await?;
         loop {
             let permit = self.permit(range.len(), pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
@@ -186,9 +187,9 @@ impl<S: PageStore> Io<S> {
         most: u32,
         deadline: Duration,
     ) -> Result<Filled, DeviceError> {
+        self.admit(0).await?;
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
-        self.admit(0).await?;
         loop {
             let permit = self.permit(0, pauses.again()).await?;
             self.requests.fetch_add(1, Ordering::Relaxed);
@@ -227,7 +228,7 @@ impl<S: PageStore> Io<S> {
         match verdict {
             Verdict::Replay | Verdict::SlowDown | Verdict::Blocked => {
                 self.waits(verdict, error, "reading again");
-                unless_gone(pauses.pause(verdict, error)).await?;
+                unless_gone(pauses.pause(&self.standing.progress, verdict, error)).await?;
                 match self.standing.fenced() {
                     Some(fenced) => Err(self.fenced(&fenced)),
                     None => Ok(()),
@@ -237,7 +238,8 @@ impl<S: PageStore> Io<S> {
         }
     }
 
-    /// Waits until the owner's cap admits a request that moves `bytes`.
+    /// Waits until the owner's cap admits a request that moves `bytes`. What
+    /// waits here asks nothing of the store yet.
     async fn admit(&self, bytes: u64) -> Result<(), DeviceError> {
         if self.cap.is_open() {
             return Ok(());
@@ -311,10 +313,10 @@ impl<S: PageStore> Io<S> {
     }
 
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
-        let under_way = self.standing.progress.begin();
-        let mut pauses = Pauses::default();
         // Before it goes inside: who holds would wait for it.
         unless_gone(self.admit(change.bytes())).await??;
+        let under_way = self.standing.progress.begin();
+        let mut pauses = Pauses::default();
         loop {
             // What waits for a raise is not under way, and takes nobody's room.
             unless_gone(self.standing.nothing_owed())
@@ -349,7 +351,7 @@ impl<S: PageStore> Io<S> {
                     if raised.is_ok() {
                         unsettled.settle();
                         drop(inside);
-                        unless_gone(pauses.pause(verdict, &error)).await?;
+                        unless_gone(pauses.pause(&self.standing.progress, verdict, &error)).await?;
                     }
                     raised
                 }
@@ -369,7 +371,7 @@ impl<S: PageStore> Io<S> {
                     unsettled.settle();
                     drop(inside);
                     self.waits(verdict, &error, "writing again");
-                    unless_gone(pauses.pause(verdict, &error)).await?;
+                    unless_gone(pauses.pause(&self.standing.progress, verdict, &error)).await?;
                     Ok(())
                 }
                 Verdict::Gone => {
@@ -454,7 +456,7 @@ impl Pauses {
         self.attempts > 1
     }
 
-    async fn pause(&mut self, verdict: Verdict, error: &StorageError) {
+    async fn pause(&mut self, progress: &Progress, verdict: Verdict, error: &StorageError) {
         // The first time it is the pace that says when: the request goes to the
         // head of its queue. One that is refused over and over stands back.
         if verdict == Verdict::SlowDown && !std::mem::replace(&mut self.slowed, true) {
@@ -468,6 +470,6 @@ impl Pauses {
         let backoff = self
             .backoff
             .get_or_insert_with(|| Backoff::new(first, LONGEST_PAUSE));
-        tokio::time::sleep(backoff.pause(error.retry_after)).await;
+        progress.pause(backoff.pause(error.retry_after)).await;
     }
 }

@@ -239,7 +239,7 @@ async fn keep<S: PageStore>(
                 warn!("{error}: trying again");
                 tokio::select! {
                     biased;
-                    () = tokio::time::sleep(backoff.pause(error.retry_after)) => {}
+                    () = standing.progress.pause(backoff.pause(error.retry_after)) => {}
                     changed = stop.changed() => if changed.is_err() { break },
                 }
             }

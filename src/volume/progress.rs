@@ -1,10 +1,17 @@
 //! Whether a volume gets anything done at the store: what tells a slow one
-//! from a stuck one, for those who would rather not wait for the latter.
+//! from a stuck one, for those who would rather not wait for the latter, and
+//! what tells those who pause that the store is back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// Who has done nothing for this long was away. Longer than a store that is
+/// there leaves all of a volume's requests unanswered or fails them, so that
+/// single errors never cut the pauses short that follow upon them.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// What is asked of the store, and when it last did any of it.
 #[derive(Debug)]
@@ -14,6 +21,8 @@ pub struct Progress {
     /// When something was last done, or first asked for after a time without:
     /// nanoseconds since `base`.
     since: AtomicU64,
+    /// The store was away and is back.
+    back: Notify,
 }
 
 /// Something that is asked of the store until this is dropped, attempts,
@@ -27,6 +36,7 @@ impl Default for Progress {
             base: Instant::now(),
             under_way: AtomicU64::new(0),
             since: AtomicU64::new(0),
+            back: Notify::new(),
         }
     }
 }
@@ -48,6 +58,18 @@ impl Progress {
         UnderWay(self)
     }
 
+    /// Pauses for `time`, but not when the store comes back meanwhile. Else an
+    /// outage would last as long again for whoever has just begun its longest
+    /// pause.
+    pub async fn pause(&self, time: Duration) {
+        tokio::select! {
+            // In a fixed order, so that a simulation can be replayed.
+            biased;
+            () = self.back.notified() => {}
+            () = tokio::time::sleep(time) => {}
+        }
+    }
+
     /// For how long something has been asked of the store and nothing was
     /// done; `None` while nothing is asked.
     pub fn stands_still(&self) -> Option<Duration> {
@@ -62,7 +84,11 @@ impl Progress {
 impl UnderWay<'_> {
     /// The store did it.
     pub fn done(self) {
+        let away = self.0.stands_still().is_some_and(|still| still >= AWAY);
         self.0.mark();
+        if away {
+            self.0.back.notify_waiters();
+        }
     }
 }
 
@@ -94,5 +120,24 @@ mod tests {
         assert_eq!(progress.stands_still(), Some(2 * SECOND));
         drop(first);
         assert_eq!(progress.stands_still(), None, "given up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_ends_when_the_store_is_back_and_not_for_any_success() {
+        let progress = Progress::default();
+        let under_way = progress.begin();
+        let began = Instant::now();
+        let ended = async {
+            progress.pause(5 * SECOND).await;
+            began.elapsed()
+        };
+        let done = async {
+            tokio::time::sleep(SECOND / 2).await;
+            progress.begin().done();
+            tokio::time::sleep(2 * SECOND).await;
+            under_way.done();
+        };
+        let (ended, ()) = tokio::join!(ended, done);
+        assert_eq!(ended, SECOND * 5 / 2);
     }
 }

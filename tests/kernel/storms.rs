@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::guest::{Guest, Pending, Witness};
 use crate::support::lane;
 use crate::support::outside_store::{HOST, OutsideStore};
-use serde_json::json;
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Throughput is compared over spans of this length.
@@ -18,13 +18,19 @@ const NAME: &str = "store.dysk.test";
 /// An address of the store in the guest itself, which goes away later.
 const OLD_ADDRESS: &str = "10.0.2.99";
 const RECORDS: &str = "python3 $DYSK_REPO/tests/kernel/guest/records.py";
+const RAW_LOAD: &str = "python3 $DYSK_REPO/tests/kernel/guest/raw_load.py";
+/// The part of the raw disk behind fio's (first byte, length), its writers, and
+/// the seed of what they write.
+const BEHIND: &str = "$((48 << 20)) $((16 << 20)) 4 storms";
 
 /// A guest under load: fio that verifies what it wrote, straight on one disk,
-/// and a writer that has each record acknowledged, in ext4 on another.
+/// beside it writers that note what was acknowledged to them, and a writer that
+/// has each record acknowledged, in ext4 on another.
 struct Loaded {
     guest: Guest,
     witness: Witness,
     fio: Pending,
+    raw: Pending,
     writer: Pending,
 }
 
@@ -52,6 +58,9 @@ impl Loaded {
              --do_verify=1 --verify_backlog=64 --time_based --runtime=36000 \
              --output=$work/fio.log & echo $! >$work/fio; wait $! || true; cat $work/fio.log",
         );
+        let raw = guest.start(&format!(
+            "touch $work/going; {RAW_LOAD} write /dev/dysk/raw {BEHIND} $work/acks $work/going"
+        ));
         let writer = guest.start(&format!(
             "{RECORDS} write /mnt/a writer {} 0 & echo $! >$work/writer; wait $!",
             witness.port()
@@ -61,6 +70,7 @@ impl Loaded {
             guest,
             witness,
             fio,
+            raw,
             writer,
         }
     }
@@ -100,6 +110,10 @@ impl Loaded {
         }
         assert!(self.fio.is_running(), "{storm}: fio was told an error");
         assert!(
+            self.raw.is_running(),
+            "{storm}: a raw writer was told an error"
+        );
+        assert!(
             self.writer.is_running(),
             "{storm}: the writer was told an error"
         );
@@ -111,48 +125,62 @@ impl Loaded {
             guest,
             witness,
             fio,
+            raw,
             writer,
         } = self;
-        guest.run("kill -INT $(<$work/fio); kill $(<$work/writer)");
+        guest.run("kill -INT $(<$work/fio); rm $work/going; kill $(<$work/writer)");
         let report = fio.answer(PATIENCE).expect("the guest is there").out;
         assert!(
             report.contains("err= 0") && !report.contains("verify: bad"),
             "{report}"
         );
+        let raw = raw.answer(PATIENCE).expect("the guest is there");
+        assert!(raw.succeeded(), "{raw:?}");
         writer.answer(PATIENCE).expect("the guest is there");
         guest.no_kernel_errors();
         let last = witness.count("writer") - 1;
         let said = guest.run(&format!(
             "umount /mnt/a; dyskctl detach fs; dyskctl detach raw; device=$(attach fs.vhd); \
              e2fsck -fn $device >/dev/null; mount $device /mnt/a; {RECORDS} check /mnt/a {last}; \
-             umount /mnt/a; dyskctl detach fs"
+             umount /mnt/a; dyskctl detach fs; attach raw.vhd >/dev/null; \
+             {RAW_LOAD} check /dev/dysk/raw {BEHIND} $work/acks; dyskctl detach raw"
         ));
         println!("    {said}");
     }
 }
 
-/// Three of ten requests fail, in every way there is.
+/// Three of ten requests fail, in every way there is: each rule is asked in
+/// turn, so that 1 - 0.94 * 0.96 * 0.96 * ... = 0.30 of them are struck.
 fn errors(store: &OutsideStore) {
     let status = |probability: f64, status: u16, code: &str, applied: bool| {
         json!({"probability": probability, "effect":
             {"kind": "status", "status": status, "code": code, "applied": applied}})
     };
     store.faults(&json!([
-        {"operation": "get-blob", "probability": 0.1, "effect": {"kind": "corrupt", "bytes": 1}},
-        {"operation": "get-blob", "probability": 0.05, "effect": {"kind": "truncate"}},
-        status(0.05, 503, "ServerBusy", false),
+        status(0.06, 503, "ServerBusy", false),
         status(0.04, 500, "OperationTimedOut", true),
         status(0.04, 500, "InternalError", false),
         status(0.03, 429, "TooManyRequests", false),
-        {"probability": 0.04, "effect": {"kind": "reset-before"}},
+        {"probability": 0.05, "effect": {"kind": "reset-before"}},
         {"probability": 0.04, "effect": {"kind": "reset-after"}},
         {"probability": 0.04, "effect": {"kind": "late", "delay": "500ms"}},
         {"probability": 0.03, "effect": {"kind": "stall", "delay": "1s"}},
         {"probability": 0.02, "effect": {"kind": "stall", "delay": "1s", "after": true}},
+        {"operation": "get-blob", "probability": 0.1, "effect": {"kind": "corrupt", "bytes": 1}},
+        {"operation": "get-blob", "probability": 0.05, "effect": {"kind": "truncate"}},
     ]));
     std::thread::sleep(Duration::from_secs(12));
     let struck = store.stats()["faults"].clone();
     println!("    faults that struck: {struck}");
+    // Every request comes to the first rule.
+    let rules = serde_json::from_str::<Value>(&store.admin("GET", "faults", "")).expect("JSON");
+    let rules = rules.as_array().expect("the rules").clone();
+    let sum = rules
+        .iter()
+        .map(|rule| rule["struck"].as_f64().expect("a count"));
+    let share = sum.sum::<f64>() / rules[0]["matched"].as_f64().expect("a count");
+    println!("    {:.0} % of the requests", share * 100.0);
+    assert!(share >= 0.27, "{rules:?}");
     let kinds = struck.as_object().map_or(0, serde_json::Map::len);
     assert!(kinds >= 6, "of every kind: {struck}");
     store.no_faults();

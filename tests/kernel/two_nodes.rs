@@ -23,7 +23,10 @@ const FIRST: u8 = 0xaa;
 const SECOND: u8 = 0xbb;
 const AGAIN: u8 = 0xbc;
 
-/// A disk of 16 MiB that both nodes want.
+/// The disks that both nodes want, in MiB.
+const SIZE: usize = 8;
+
+/// One of them.
 struct Disk {
     name: String,
     caching: &'static str,
@@ -43,15 +46,17 @@ impl Disk {
     fn under_load(first: &Guest, case: &str, caching: &'static str) -> Self {
         let name = format!("{case}-{caching}");
         first.run(&format!(
-            "attach {name}.vhd --create --size 16MiB --caching {caching}; {}",
-            fill(&name, OLD, 16)
+            "attach {name}.vhd --create --size {SIZE}MiB --caching {caching}; {}",
+            fill(&name, OLD, SIZE)
         ));
         let load = first.start(&format!(
             "fio --name=load --filename=/dev/dysk/{name} --rw=randwrite --bs=4k --direct=1 \
-             --ioengine=libaio --iodepth=16 --size=16M --buffer_pattern=0x{FIRST:x} --randrepeat=0 \
+             --ioengine=libaio --iodepth=16 --size={SIZE}M --buffer_pattern=0x{FIRST:x} --randrepeat=0 \
              --time_based --runtime=36000"
         ));
-        first.run(&format!("eventually 60 moves {name} 34000"));
+        // Beyond what filled it.
+        let filled = SIZE * MIB / 512;
+        first.run(&format!("eventually 60 moves {name} {}", filled + 1000));
         Self {
             name,
             caching,
@@ -74,8 +79,8 @@ impl Disk {
     /// The second node's data is in the store, and of the first one's only
     /// what was there before the take-over: whole blocks, old or new.
     fn compare(&self, store: &OutsideStore, again: usize) -> Vec<u8> {
-        let bytes = store.bytes(&format!("{}.vhd", self.name), 16 << 20);
-        let (ours, theirs) = bytes.split_at(8 * MIB);
+        let bytes = store.bytes(&format!("{}.vhd", self.name), (SIZE * MIB) as u64);
+        let (ours, theirs) = bytes.split_at(SIZE / 2 * MIB);
         for (at, block) in ours.chunks(4096).enumerate() {
             let wanted = if at * 4096 < again { AGAIN } else { SECOND };
             let found = block[0];
@@ -121,14 +126,15 @@ impl Disk {
     }
 }
 
-/// A disk for each mode of caching that matters here, under load.
-fn under_load(first: &Guest, case: &str) -> Vec<Disk> {
+/// Disks under load, one for each mode of caching named.
+fn under_load(first: &Guest, case: &str, caching: &[&'static str]) -> Vec<Disk> {
     std::thread::scope(|scope| {
-        let starting =
-            CACHING.map(|caching| scope.spawn(move || Disk::under_load(first, case, caching)));
-        starting
+        let start = |&caching| scope.spawn(move || Disk::under_load(first, case, caching));
+        let starting: Vec<_> = caching.iter().map(start).collect();
+        let started = starting.into_iter();
+        started
             .map(|disk| disk.join().expect("the load starts"))
-            .into()
+            .collect()
     })
 }
 
@@ -140,7 +146,7 @@ fn away_and_back(
     go_away: impl FnOnce(),
     come_back: impl FnOnce(),
 ) {
-    let disks = under_load(first, case);
+    let disks = under_load(first, case, &CACHING);
     let since = Instant::now();
     go_away();
     std::thread::scope(|scope| {
@@ -148,14 +154,14 @@ fn away_and_back(
             scope.spawn(|| {
                 let took = disk.taken_by(second, "--break-lease", since);
                 assert!(took < Duration::from_secs(2) + EMULATED, "{took:?}");
-                second.run(&fill(&disk.name, SECOND, 8));
+                second.run(&fill(&disk.name, SECOND, SIZE / 2));
             });
         }
     });
     let before: Vec<_> = disks.iter().map(|disk| disk.compare(store, 0)).collect();
     let writing: Vec<_> = disks
         .iter()
-        .map(|disk| second.start(&fill(&disk.name, AGAIN, 4)))
+        .map(|disk| second.start(&fill(&disk.name, AGAIN, SIZE / 4)))
         .collect();
     come_back();
     for (disk, writing) in disks.iter().zip(writing) {
@@ -164,7 +170,7 @@ fn away_and_back(
         assert!(written.succeeded(), "the second node: {written:?}");
     }
     for (disk, before) in disks.iter().zip(before) {
-        let after = disk.compare(store, 4 * MIB);
+        let after = disk.compare(store, SIZE / 4 * MIB);
         assert!(
             after == before,
             "{}: the first node wrote after it lost the disk",
@@ -178,8 +184,8 @@ fn away_and_back(
 
 /// The first node is dead. Its disks are waited for, or taken.
 fn dead(store: &OutsideStore, first: Guest, second: &Guest) {
-    let waited = under_load(&first, "waited");
-    let broken = under_load(&first, "broken");
+    let waited = under_load(&first, "waited", &["none"]);
+    let broken = under_load(&first, "broken", &["read-write"]);
     let since = Instant::now();
     first.cut();
     std::thread::scope(|scope| {
@@ -197,7 +203,7 @@ fn dead(store: &OutsideStore, first: Guest, second: &Guest) {
         }
     });
     for disk in waited.iter().chain(&broken) {
-        second.run(&fill(&disk.name, SECOND, 8));
+        second.run(&fill(&disk.name, SECOND, SIZE / 2));
         disk.compare(store, 0);
         second.run(&format!("dyskctl detach {}", disk.name));
     }
@@ -229,6 +235,8 @@ fn exactly_one_of_two_nodes_can_write() {
         || network.sever(),
         || network.heal(),
     );
+    // The whole machine, so that its clock jumps as well.
+    away_and_back("frozen", &store, both, || first.freeze(), || first.thaw());
     second.no_kernel_errors();
     dead(&store, first, &second);
     second.no_kernel_errors();

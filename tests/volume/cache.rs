@@ -4,6 +4,7 @@
 // All of this file is tests, also outside of `#[test]` functions.
 #![allow(clippy::unwrap_used)]
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,8 +15,8 @@ use bytes::Bytes;
 use dysk::blob::LeaseId;
 use dysk::device::{BlockDevice as _, DeviceError};
 use dysk::volume::{
-    Budget, Caching, OpenError, OpenOptions, Recover, StagingOptions, Volume, discard_staging,
-    inspect_staging,
+    Budget, Caching, OpenError, OpenOptions, Recover, StagingFile, StagingFiles, StagingOptions,
+    System, Volume, discard_staging, inspect_staging,
 };
 
 const MIB: usize = 1 << 20;
@@ -555,6 +556,71 @@ fn half_a_staging_file_is_in_nobodys_way() {
         volume.close().await.unwrap();
     });
     assert_eq!(node.files(), [] as [PathBuf; 0]);
+}
+
+/// A file system that renames nothing.
+#[derive(Debug)]
+struct Rigid(System);
+
+impl StagingFiles for Rigid {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn StagingFile>> {
+        self.0.create(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Option<Box<dyn StagingFile>>> {
+        self.0.open(path)
+    }
+
+    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Err(io::Error::other("nothing is renamed here"))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        self.0.sync_folder(folder)
+    }
+}
+
+/// What cannot be read is in the way until somebody decides; kept, it is kept
+/// beside what was kept before.
+#[test]
+fn a_damaged_staging_file_is_kept_or_dropped_when_told() {
+    let (node, store) = (Node::new(Caching::ReadWrite), store());
+    node.left_behind(&store, &bytes(6, 4096));
+    store.blob().lease = None;
+    let whole = node.files().remove(0);
+    let open = |recover, rigid| {
+        std::fs::write(&whole, bytes(9, 8192)).unwrap();
+        runtime().block_on(async {
+            let mut options = node.options();
+            options.staging.recover = recover;
+            if rigid {
+                options.staging.files = Arc::new(Rigid(System));
+            }
+            let volume = Volume::open(store.clone(), options).await?;
+            volume.close().await.unwrap();
+            Ok::<_, OpenError>(())
+        })
+    };
+    let refused = open(Recover::Replay, false).unwrap_err().to_string();
+    assert!(refused.contains("--recover set-aside"), "{refused}");
+    let refused = open(Recover::SetAside, true).unwrap_err().to_string();
+    assert!(refused.contains("nothing is renamed here"), "{refused}");
+    assert_eq!(node.files(), std::slice::from_ref(&whole));
+    for kept in [1, 2] {
+        open(Recover::SetAside, false).unwrap();
+        let files = node.files();
+        assert_eq!(files.len(), kept, "{files:?}");
+        for file in files {
+            assert_eq!(file.extension().unwrap(), "damaged");
+            assert_eq!(std::fs::read(file).unwrap(), bytes(9, 8192));
+        }
+    }
+    open(Recover::Discard, false).unwrap();
+    assert_eq!(node.files().len(), 2);
 }
 
 /// After somebody else has held the volume, the choice is spelled out.

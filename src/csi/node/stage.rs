@@ -64,6 +64,7 @@ pub async fn stage(node: &Node, asked: NodeStageVolumeRequest) -> Result<(), Sta
         attach_ms = attached.as_millis(),
         prepare_ms = (ready - attached).as_millis(),
         mount_ms = (mounted - ready).as_millis(),
+        grow_ms = (begun.elapsed() - mounted).as_millis(),
         formatted = prepared == Prepared::Formatted,
         "staged"
     );

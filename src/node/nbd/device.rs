@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -118,6 +119,9 @@ impl NbdDevice {
 
     pub async fn take(&self, force: bool) -> Result<(), TransportError> {
         let claim = if force { None } else { self.claim().await? };
+        if let (Some(claim), Some(sessions)) = (&claim, &self.sessions) {
+            self.flush(claim, sessions).await?;
+        }
         if let Some(sessions) = &self.sessions {
             sessions.leaving();
         }
@@ -133,14 +137,13 @@ impl NbdDevice {
         self.wait_gone(force).await
     }
 
-    /// Makes sure that nobody uses the device and nobody can, and that its
-    /// page cache is in the store. None when it is not connected any more.
-    async fn claim(&self) -> Result<Option<File>, TransportError> {
+    /// Makes sure that nobody uses the device and nobody can. None when it is
+    /// not connected any more.
+    async fn claim(&self) -> Result<Option<Arc<File>>, TransportError> {
         let (sysfs, index, backend) = (self.sysfs.clone(), self.index, self.backend.clone());
         let path = self.path.clone();
-        let served = self.sessions.is_some();
         let work = move || match sysfs.expect_ours(index, &backend) {
-            Ok(_) => claim(&sysfs, index, &path, served).map(Some),
+            Ok(_) => claim(&sysfs, index, &path).map(|file| Some(Arc::new(file))),
             Err(KernelError::NotOurs { .. } | KernelError::NoSuchDevice(_)) => Ok(None),
             Err(error) => Err(error.into()),
         };
@@ -150,6 +153,23 @@ impl NbdDevice {
                 "looking at {} died: {error}",
                 self.path.display()
             ))),
+        }
+    }
+
+    /// Everything that was written is in the store: what the volume has staged,
+    /// then what the kernel may still have.
+    ///
+    /// In this order, for a thread that waits for the store inside of the
+    /// kernel cannot be ended, nor can its process: a daemon told to stop would
+    /// stay as long as the store is away, and keep its successor out.
+    async fn flush(&self, claim: &Arc<File>, sessions: &Sessions) -> Result<(), TransportError> {
+        let path = &self.path;
+        let flushed = sessions.flush().await;
+        flushed.map_err(|error| cannot_flush(path, &error))?;
+        let claim = claim.clone();
+        match tokio::task::spawn_blocking(move || claim.sync_all()).await {
+            Ok(synced) => synced.map_err(|error| cannot_flush(path, &error)),
+            Err(error) => Err(cannot_flush(path, &error)),
         }
     }
 
@@ -214,7 +234,7 @@ impl Device for NbdDevice {
     }
 }
 
-fn claim(sysfs: &Sysfs, index: u32, path: &Path, flush: bool) -> Result<File, TransportError> {
+fn claim(sysfs: &Sysfs, index: u32, path: &Path) -> Result<File, TransportError> {
     let deadline = Instant::now() + PROBER_PATIENCE;
     let device = || path.display().to_string();
     loop {
@@ -250,9 +270,6 @@ fn claim(sysfs: &Sysfs, index: u32, path: &Path, flush: bool) -> Result<File, Tr
         };
         let openers = openers::of(&sysfs.proc, &sysfs.numbers(index)?);
         if openers.is_empty() {
-            if flush {
-                flush_cache(&file, path)?;
-            }
             return Ok(file);
         }
         if Instant::now() >= deadline {
@@ -266,12 +283,10 @@ fn claim(sysfs: &Sysfs, index: u32, path: &Path, flush: bool) -> Result<File, Tr
     }
 }
 
-fn flush_cache(file: &File, path: &Path) -> Result<(), TransportError> {
-    file.sync_all().map_err(|error| {
-        TransportError::Failed(format!(
-            "cannot flush {}: {error}: see dyskd's log for the cause; --force detaches anyway \
-             and loses what was not flushed",
-            path.display()
-        ))
-    })
+fn cannot_flush(path: &Path, error: &dyn std::fmt::Display) -> TransportError {
+    TransportError::Failed(format!(
+        "cannot flush {}: {error}: see dyskd's log for the cause; --force detaches anyway \
+         and loses what was not flushed",
+        path.display()
+    ))
 }

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::device::{BlockDevice, DeviceError};
 use crate::nbd::kernel::{KernelError, KernelNbd, SocketPair, Sysfs, sockets};
 use crate::nbd::transmission::{ByteBudget, Ended, Limits, Session, Stop, transmit};
 use crate::node::transport::{Export, Parked, TransportError};
@@ -169,6 +170,20 @@ impl Sessions {
     /// The device is about to be disconnected.
     pub fn leaving(&self) {
         self.shared.leaving.send_replace(true);
+    }
+
+    /// Has the volume flush what it has acknowledged; ends early, as if that
+    /// were done, when the device is taken apart meanwhile.
+    ///
+    /// # Errors
+    /// The volume cannot.
+    pub async fn flush(&self) -> Result<(), DeviceError> {
+        let mut leaving = self.shared.leaving.subscribe();
+        tokio::select! {
+            flushed = self.shared.volume.flush() => flushed,
+            // The sender lives in what we hold.
+            _ = leaving.wait_for(|leaving| *leaving) => Ok(()),
+        }
     }
 
     /// Ends what still runs after the device was disconnected. Requests that

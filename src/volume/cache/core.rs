@@ -578,6 +578,34 @@ mod tests {
         check(&core);
     }
 
+    /// One read may have seen the change in the store already: none may see
+    /// what was before it in the cache any more. What is staged is newer than
+    /// both, or comes after the change.
+    #[test]
+    fn a_read_beside_a_change_finds_nothing_clean() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut core = core(folder.path(), 64);
+        let block = Range::at(0, BLOCK);
+        let filling = core.register(block);
+        core.fill(filling, block, &[1; BLOCK_LEN]);
+        core.unregister(filling);
+        core.stage(PAGE, &[2; SECTOR]);
+        assert!(read(&mut core, block).missing.is_empty());
+        let changed = Range::at(0, 3 * PAGE);
+        let id = core.begin_change(changed);
+        let beside = read(&mut core, block);
+        let expected = [Range::at(0, PAGE), Range::at(2 * PAGE, PAGE)];
+        assert_eq!(beside.missing, expected);
+        core.unregister(beside.fill.expect("it is watched"));
+        core.wrote(0, &[3; 3 * SECTOR]).unwrap();
+        core.end_change(id, true);
+        let after = read(&mut core, block);
+        assert!(after.missing.is_empty());
+        let firsts: Vec<u8> = (0..4).map(|page| after.bytes[page * SECTOR]).collect();
+        assert_eq!(firsts, [3, 3, 3, 1]);
+        check(&core);
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Stage(Range),

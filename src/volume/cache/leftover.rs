@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::files::StagingFiles;
 use super::layout::digest;
 use super::recovery::inspect_staging;
-use super::{SetAside, StagingInfo};
+use super::{Recover, SetAside, StagingInfo};
 
 /// What a file in a staging folder is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -44,6 +45,43 @@ pub(super) fn stem_of(volume: &str) -> String {
         write!(name, "{byte:02x}").expect("a String takes everything");
     }
     name
+}
+
+/// Renames a staging file to a name of its own with `extension`, where no
+/// attach looks. Returns that name; it is not durable yet.
+pub(super) fn put_away(
+    files: &dyn StagingFiles,
+    path: &Path,
+    extension: &str,
+) -> io::Result<PathBuf> {
+    let stem = path.with_extension("");
+    let mut stamp = jiff::Timestamp::now().as_millisecond();
+    loop {
+        let mut name = stem.clone().into_os_string();
+        name.push(format!(".{stamp}.{extension}"));
+        let away = PathBuf::from(name);
+        match files.rename(path, &away) {
+            Ok(()) => return Ok(away),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => stamp += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Removes a file that cannot be read as a staging file, or keeps it out of
+/// the way.
+pub(super) fn clear_away_damaged(
+    files: &dyn StagingFiles,
+    path: &Path,
+    recover: Recover,
+) -> io::Result<()> {
+    if recover == Recover::Discard {
+        files.remove(path)?;
+    } else {
+        let away = put_away(files, path, "damaged")?;
+        tracing::warn!("a damaged staging file is kept as {}", away.display());
+    }
+    files.sync_folder(path.parent().unwrap_or(Path::new("/")))
 }
 
 /// The staging files in `folder`, by name. A folder that is not there has none.

@@ -32,7 +32,7 @@ use super::budget::Share;
 use super::core::Core;
 use super::index::Index;
 use super::layout::{BLOCK, BLOCK_LEN, Entry, Header, SECTOR, SECTORS, digest, sum};
-use super::leftover::stem_of;
+use super::leftover::{clear_away_damaged, stem_of};
 use super::staging::{Staging, Stretch};
 use super::{Cache, Recover, SetAside, StagingFiles, StagingOptions, System, apart, write_back};
 use crate::blob::BlobAddress;
@@ -228,10 +228,7 @@ fn open_and_read(
             if error.kind() == io::ErrorKind::InvalidData
                 && matches!(recover, Recover::SetAside | Recover::Discard) =>
         {
-            match recover {
-                Recover::Discard => files.remove(path)?,
-                _ => std::fs::rename(path, path.with_extension("damaged"))?,
-            }
+            clear_away_damaged(&**files, path, recover)?;
             return Ok(None);
         }
         Err(error) => return Err(error),

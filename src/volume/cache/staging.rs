@@ -15,6 +15,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::files::{StagingFile, StagingFiles};
 use super::layout::{BLOCK, ENTRY, Entry, HEADER, Header, TABLE_AT, data_at};
+use super::leftover::put_away;
 
 /// An open staging file, locked against everybody else.
 #[derive(Debug)]
@@ -325,18 +326,7 @@ impl Staging {
         let Some(path) = &self.path else {
             return Ok(None);
         };
-        let stem = path.with_extension("");
-        let mut stamp = jiff::Timestamp::now().as_millisecond();
-        let aside = loop {
-            let mut name = stem.clone().into_os_string();
-            name.push(format!(".{stamp}.aside"));
-            let aside = PathBuf::from(name);
-            match self.files.rename(path, &aside) {
-                Ok(()) => break aside,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => stamp += 1,
-                Err(error) => return Err(error),
-            }
-        };
+        let aside = put_away(&*self.files, path, "aside")?;
         self.sync_folder()?;
         self.path = Some(aside.clone());
         self.file.unlock()?;

@@ -12,9 +12,7 @@
 //! A refusal does not say whether the volume or the account has had too much.
 //! It is the account's if other volumes that send now are refused as much, and
 //! the volume's if it is alone, or if the others are let through so often that
-//! it cannot be chance. It does not say either whether requests or bytes are
-//! the matter: requests when they are small, bytes when they are large, and
-//! where no page blob's caps tell ([`SMALL`] to [`LARGE`]) both.
+//! it cannot be chance.
 //!
 //! ## Who goes next
 //! Of the volumes that wait and that no limit of their own holds back, the one
@@ -32,25 +30,15 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::limit::Limit;
-use super::meter::float;
+use super::limits::{Limits, rate};
+use super::meter::{Flow, float};
 use super::window::Window;
 use super::{Account, Permit, Shared, Throttled};
 
-/// Requests of this size on average are held back by a cap on requests, and
-/// those of that size by one on bytes (P60: 33 KiB at both caps, P4: 213 KiB).
-const SMALL: f64 = 32.0 * 1024.0;
-const LARGE: f64 = 224.0 * 1024.0;
-/// Slower than any cap there is; a store that refuses everything is asked this
-/// often.
-const FEWEST_REQUESTS: f64 = 20.0;
-const FEWEST_BYTES: f64 = 2.0 * 1024.0 * 1024.0;
 /// Refusals of different volumes within this time are compared.
 const COMPARED: Duration = Duration::from_secs(1);
 /// Of so many refusals to be expected, none is no chance.
 const NO_CHANCE: f64 = 3.0;
-/// A limit that stood for this long was not taken for another one.
-const ESTABLISHED: Duration = Duration::from_secs(2);
 
 /// Somebody in a queue.
 #[derive(Debug)]
@@ -59,13 +47,6 @@ pub(super) struct Waiter {
     pub bytes: u64,
     /// What the permit goes back to.
     pub permit: Weak<Account>,
-}
-
-/// Limits on requests and bytes a second.
-#[derive(Debug, Default)]
-struct Limits {
-    requests: Option<Limit>,
-    bytes: Option<Limit>,
 }
 
 /// One volume.
@@ -109,110 +90,6 @@ pub(super) enum Next {
     At(Instant),
     /// At news.
     WhenSettled,
-}
-
-impl Limits {
-    fn iter_mut(&mut self) -> impl Iterator<Item = (&mut Limit, bool)> {
-        let requests = self.requests.iter_mut().map(|limit| (limit, false));
-        requests.chain(self.bytes.iter_mut().map(|limit| (limit, true)))
-    }
-
-    fn is_empty(&self) -> bool {
-        self.requests.is_none() && self.bytes.is_none()
-    }
-
-    /// When the next request may be sent; `waiting` says whether there is one.
-    fn ready_at(&mut self, now: Instant, waiting: bool) -> Option<Instant> {
-        let ready = self.iter_mut().map(|(limit, _)| limit.ready_at()).max();
-        for (limit, _) in self.iter_mut() {
-            let next = limit.ready_at();
-            limit.wait(now, waiting && next > now && Some(next) == ready);
-        }
-        ready
-    }
-
-    fn take(&mut self, now: Instant, bytes: u64) {
-        for (limit, by_bytes) in self.iter_mut() {
-            limit.take(now, cost(by_bytes, bytes), true);
-        }
-    }
-
-    fn give_back(&mut self, bytes: u64) {
-        for (limit, by_bytes) in self.iter_mut() {
-            limit.give_back(cost(by_bytes, bytes));
-        }
-    }
-
-    /// Says whether that lets the next one go.
-    fn passed(&mut self, now: Instant, sent: Instant, bytes: u64) -> bool {
-        let mut next = false;
-        for (limit, by_bytes) in self.iter_mut() {
-            next |= limit.is_measuring();
-            limit.passed(now, sent, cost(by_bytes, bytes));
-        }
-        next
-    }
-
-    /// Cuts the limits that a refusal of requests of `size` on average speaks of.
-    fn refused(&mut self, now: Instant, sent: Instant, size: f64, best: Duration) {
-        let kinds = [
-            (
-                &mut self.requests,
-                size < LARGE,
-                FEWEST_REQUESTS,
-                Some(best),
-            ),
-            (&mut self.bytes, size > SMALL, FEWEST_BYTES, None),
-        ];
-        for (limit, meant, floor, best) in kinds {
-            match limit {
-                _ if !meant => {}
-                Some(limit) => {
-                    limit.refused(now, sent);
-                }
-                None => *limit = Some(Limit::new(now, floor, best)),
-            }
-        }
-    }
-
-    fn forget(&mut self, now: Instant) {
-        self.requests.take_if(|limit| limit.is_forgotten(now));
-        self.bytes.take_if(|limit| limit.is_forgotten(now));
-    }
-
-    /// One of them is what is waited for.
-    fn is_waited_for(&self) -> bool {
-        [&self.requests, &self.bytes]
-            .into_iter()
-            .flatten()
-            .any(Limit::is_waited_for)
-    }
-
-    /// Set for the first time, or met again, not long ago.
-    fn is_young(&self, now: Instant) -> bool {
-        [&self.requests, &self.bytes]
-            .into_iter()
-            .flatten()
-            .all(|limit| limit.age(now) < ESTABLISHED)
-    }
-
-    /// Seconds that a request takes of what there is.
-    fn share(&self, bytes: u64) -> f64 {
-        let by_requests = self.requests.as_ref().map_or(0.0, |l| 1.0 / l.rate());
-        let by_bytes = self.bytes.as_ref();
-        by_requests + by_bytes.map_or(0.0, |l| float(bytes) / l.rate())
-    }
-}
-
-fn cost(by_bytes: bool, bytes: u64) -> f64 {
-    if by_bytes { float(bytes) } else { 1.0 }
-}
-
-/// A rate as people read it.
-fn rate(limit: Option<&Limit>) -> Option<u64> {
-    // Positive, and capped by the conversion itself.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    limit.map(|limit| limit.rate() as u64)
 }
 
 impl Lane {
@@ -450,7 +327,8 @@ impl Lanes {
         };
         let news = if self.is_the_accounts(number, now) {
             let first = self.limits.is_empty();
-            self.limits.refused(now, sent, size, best);
+            let flow = self.flow(now);
+            self.limits.refused(now, sent, size, flow, best);
             if first {
                 self.since = Timestamp::now();
                 self.throttled.store(true, Ordering::Release);
@@ -465,7 +343,7 @@ impl Lanes {
             first
         } else if let Some(lane) = self.lanes.get_mut(&number) {
             let first = lane.limits.is_empty();
-            lane.limits.refused(now, sent, size, best);
+            lane.limits.refused(now, sent, size, flow, best);
             if first && lane.window.is_none() {
                 lane.since = Timestamp::now();
             }
@@ -477,6 +355,18 @@ impl Lanes {
         if news && let Some(throttled) = self.throttled(number, now) {
             warn!("the store is throttling: slowing down {throttled}");
         }
+    }
+
+    /// What the account's volumes got through lately.
+    fn flow(&self, now: Instant) -> Flow {
+        let lanes = self.lanes.values();
+        lanes.fold(Flow::default(), |sum, lane| {
+            let (flow, _) = lane.shared.meter.flow(now);
+            Flow {
+                requests: sum.requests + flow.requests,
+                bytes: sum.bytes + flow.bytes,
+            }
+        })
     }
 
     /// A request timed out.
@@ -491,7 +381,8 @@ impl Lanes {
                 if lane.limits.is_empty() {
                     lane.since = Timestamp::now();
                 }
-                let window = Window::new(now, under_way);
+                let (_, answered) = lane.shared.meter.flow(now);
+                let window = Window::new(now, under_way, answered > 0);
                 let most = window.most();
                 warn!("the store times requests out: {most} at a time from now on");
                 lane.window = Some(window);

@@ -30,6 +30,10 @@
 //! slower, until requests are answered about as fast as ever, for a second at
 //! most. (A limit on bytes does without: there the time depends on the size.)
 //!
+//! A store that lets nothing through at all is away: that says nothing about
+//! its rate. It is asked at the floor, and by the first request that it lets
+//! through again it is trusted with the rate from before.
+//!
 //! Refusals of requests sent before a cut say nothing about the rate after it.
 //! Of those sent since, few make the next cut a second later, not at once: a
 //! store that refuses at random is no reason to stop asking. If a quarter is
@@ -71,6 +75,8 @@ const AGEING: f64 = 0.005;
 /// follow at once upon a pause of the callers.
 const LATE: Duration = Duration::from_millis(50);
 const UNUSED: Duration = Duration::from_millis(5);
+/// Longer than any rate leaves between two requests: the store said nothing.
+const HOLE: Duration = Duration::from_secs(3);
 /// Nobody waited for the limit for this long: it is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
@@ -89,8 +95,16 @@ pub(super) struct Limit {
     waited: bool,
     seen: Instant,
     last_waited: Instant,
+    /// What was let through in a second before the store let through nothing.
+    known: f64,
+    /// It does so, since the cut.
+    silent: bool,
     /// Units let through since the cut.
     passed: f64,
+    /// When the last were, and for how long none was, in spells of at least
+    /// [`HOLE`].
+    last_passed: Instant,
+    holes: Duration,
     /// The same in the present moment, and in the one before.
     moment: (Instant, f64),
     moment_before: (Duration, f64),
@@ -107,10 +121,11 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// A limit for a store that refused at `now` for the first time. It never
-    /// falls below `floor`. With the shortest time that an answer took, waiting
-    /// in the store is drained after a cut.
-    pub fn new(now: Instant, floor: f64, best: Option<Duration>) -> Self {
+    /// A limit for a store that refused at `now` for the first time, having let
+    /// `known` through in a second. It never falls below `floor`. With the
+    /// shortest time that an answer took, waiting in the store is drained after
+    /// a cut.
+    pub fn new(now: Instant, floor: f64, known: f64, best: Option<Duration>) -> Self {
         let mut limit = Self {
             cap: floor,
             floor,
@@ -121,7 +136,11 @@ impl Limit {
             waited: true,
             seen: now,
             last_waited: now,
+            known,
+            silent: false,
             passed: 0.0,
+            last_passed: now,
+            holes: Duration::ZERO,
             moment: (now, 0.0),
             moment_before: (Duration::ZERO, 0.0),
             measuring: None,
@@ -133,6 +152,7 @@ impl Limit {
             draining: false,
         };
         limit.cut(now, floor);
+        limit.known = known.max(floor);
         limit.measuring = Some((0.0, 0));
         limit
     }
@@ -222,6 +242,11 @@ impl Limit {
         if self.lately <= 2.0 * self.best + USUAL.as_secs_f64() {
             self.draining = false;
         }
+        if self.silent {
+            self.is_back(now);
+        }
+        self.holes = self.holes_until(now);
+        self.last_passed = now;
         self.passed += cost;
         self.judged += u64::from(sent > self.cut_at);
         let age = now.saturating_duration_since(self.moment.0);
@@ -246,6 +271,9 @@ impl Limit {
         if age >= MEASURED_AT_MOST || (age >= MEASURED && requests >= MEASURED_REQUESTS) {
             let cap = self.passed / age.as_secs_f64();
             self.measuring = None;
+            if requests == 0 {
+                return self.is_away(now);
+            }
             self.cut(now, cap);
             // Nothing speaks for less than what was let through.
             self.waited_for = self.turn;
@@ -265,7 +293,12 @@ impl Limit {
             return false;
         }
         self.wait(now, self.waited);
-        let mut cap = self.passed / age.as_secs_f64();
+        if self.passed == 0.0 {
+            self.is_away(now);
+            return true;
+        }
+        let answering = age.saturating_sub(self.holes_until(now));
+        let mut cap = self.passed / answering.max(LEAST_EVIDENCE).as_secs_f64();
         if self.is_searching() {
             let time = now.saturating_duration_since(self.moment.0) + self.moment_before.0;
             let lately = self.moment.1 + self.moment_before.1;
@@ -284,13 +317,40 @@ impl Limit {
         true
     }
 
+    /// For how long the store has said nothing since the cut.
+    fn holes_until(&self, now: Instant) -> Duration {
+        let gap = now.saturating_duration_since(self.last_passed);
+        self.holes + if gap >= HOLE { gap } else { Duration::ZERO }
+    }
+
+    /// The store lets nothing through.
+    fn is_away(&mut self, now: Instant) {
+        let known = self.known;
+        self.cut(now, self.floor);
+        self.known = known;
+        self.silent = true;
+    }
+
+    /// It does again.
+    fn is_back(&mut self, now: Instant) {
+        self.turn = FIRST_TURN;
+        self.cut(now, self.known);
+        self.next = now;
+        self.waited_for = self.turn;
+        self.draining = false;
+    }
+
     fn cut(&mut self, now: Instant, cap: f64) {
         self.cap = cap.max(self.floor);
+        self.known = self.cap;
+        self.silent = false;
         self.next = self.next.max(now) + BREATH;
         self.cut_at = now;
         self.waited_for = Duration::ZERO;
         self.seen = now;
         self.passed = 0.0;
+        self.last_passed = now;
+        self.holes = Duration::ZERO;
         self.moment = (now, 0.0);
         self.moment_before = (Duration::ZERO, 0.0);
         self.judged = 0;

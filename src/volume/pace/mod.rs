@@ -4,9 +4,9 @@
 //! A request asks its volume's [`Pace`] for a [`Permit`], is sent, and tells
 //! the permit what the store said. As long as the store never throttled, that
 //! costs a few counters. Once it did, requests queue here rather than being
-//! refused there: [`limit`] learns the rate that the store lets through,
-//! [`window`] bounds what is under way at a store that times out, [`lanes`]
-//! holds the queues and decides who goes next.
+//! refused there: [`limit`] learns the rate that the store lets through, of
+//! requests or of bytes ([`limits`]); [`window`] bounds what is under way at a
+//! store that times out, [`lanes`] holds the queues and decides who goes next.
 //!
 //! Volumes of one account share an [`AccountPace`], because an account has a
 //! limit too. Of that each volume gets an equal part if it wants it, however
@@ -20,6 +20,7 @@
 mod cap;
 mod lanes;
 mod limit;
+mod limits;
 mod meter;
 #[cfg(test)]
 mod trial;

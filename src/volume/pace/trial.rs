@@ -9,10 +9,13 @@ use tokio::time::Instant;
 
 use super::{AccountPace, Pace};
 use crate::blob::retry::Backoff;
-use crate::blob::{BlobAddress, Failure, StorageError};
+use crate::blob::{Attempt, BlobAddress, Failure, StorageError};
+use crate::volume::progress::Progress;
 
 const MS: Duration = Duration::from_millis(1);
 const MIB: u64 = 1 << 20;
+/// Of one attempt.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// A bucket as the store keeps it: a request waits its turn, and is refused
 /// when that is longer than the queue.
@@ -21,6 +24,8 @@ struct Bucket {
     bytes: f64,
     queue: Duration,
     next: Instant,
+    /// Nothing is answered before that.
+    silent_until: Instant,
 }
 
 impl Bucket {
@@ -30,7 +35,13 @@ impl Bucket {
             bytes,
             queue,
             next: Instant::now(),
+            silent_until: Instant::now(),
         }
+    }
+
+    /// For how long it says nothing.
+    fn silence(&self) -> Duration {
+        self.silent_until.saturating_duration_since(Instant::now())
     }
 
     fn wait(&mut self, bytes: u64) -> Option<Duration> {
@@ -88,9 +99,11 @@ impl Load {
         let pace = Arc::new(pace.join());
         let passed = Arc::new(AtomicU64::new(0));
         let mut callers = JoinSet::new();
+        let progress = Arc::new(Progress::default());
         for _ in 0..depth {
             let buckets: Vec<_> = buckets.iter().map(|b| Arc::clone(b)).collect();
-            callers.spawn(call(Arc::clone(&pace), buckets, bytes, Arc::clone(&passed)));
+            let (pace, progress, passed) = (pace.clone(), progress.clone(), passed.clone());
+            callers.spawn(call(pace, progress, buckets, bytes, passed));
         }
         Self {
             passed,
@@ -115,39 +128,50 @@ impl Load {
 
 async fn call(
     pace: Arc<Pace>,
+    progress: Arc<Progress>,
     buckets: Vec<Arc<Mutex<Bucket>>>,
     bytes: u64,
     passed: Arc<AtomicU64>,
 ) {
     loop {
         let (mut again, mut backoff) = (false, Backoff::new(20 * MS, Duration::from_secs(5)));
+        let under_way = progress.begin();
         loop {
             let permit = pace.permit_for(bytes, again).await;
             tokio::time::sleep(2 * MS).await;
-            let waits: Vec<_> = buckets
-                .iter()
-                .map(|bucket| bucket.lock().expect("lock").wait(bytes))
-                .collect();
-            let wait = waits
-                .into_iter()
-                .try_fold(Duration::ZERO, |longest, wait| Some(longest.max(wait?)));
-            let attempt = match wait {
-                Some(wait) => {
-                    tokio::time::sleep(wait + 3 * MS).await;
-                    Ok(())
-                }
-                None => Err(busy()),
-            };
+            let attempt = attempt(&buckets, bytes).await;
             permit.settle(&attempt);
-            if attempt.is_ok() {
-                break;
-            }
-            if again {
-                tokio::time::sleep(backoff.pause(None)).await;
+            match attempt {
+                Ok(()) => break,
+                Err(error) if error.status() == Some(503) && !again => {}
+                Err(_) => progress.pause(backoff.pause(None)).await,
             }
             again = true;
         }
+        under_way.done();
         passed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What the store makes of one request.
+async fn attempt(buckets: &[Arc<Mutex<Bucket>>], bytes: u64) -> Attempt<()> {
+    let silence = |bucket: &Arc<Mutex<Bucket>>| bucket.lock().expect("lock").silence();
+    let silence = buckets.iter().map(silence).max().unwrap_or_default();
+    tokio::time::sleep(silence.min(DEADLINE)).await;
+    if silence > DEADLINE {
+        return Err(failed(Failure::Deadline { written: true }));
+    }
+    let waits: Vec<_> = buckets
+        .iter()
+        .map(|bucket| bucket.lock().expect("lock").wait(bytes))
+        .collect();
+    let longest = |longest: Duration, wait: Option<Duration>| Some(longest.max(wait?));
+    match waits.into_iter().try_fold(Duration::ZERO, longest) {
+        Some(wait) => {
+            tokio::time::sleep(wait + 3 * MS).await;
+            Ok(())
+        }
+        None => Err(busy()),
     }
 }
 
@@ -270,21 +294,43 @@ async fn a_cap_that_rises_or_falls_is_followed_and_one_that_goes_forgotten() {
     assert_eq!(load.pace.throttled(), None);
 }
 
+/// An outage of `time` at full load, however the store spends it: the rate of
+/// before is back within five seconds.
+async fn an_outage(cap: f64, depth: usize, time: Duration, begin: impl Fn(&mut Bucket)) {
+    let store = bucket(cap, NONE, 100 * MS);
+    let pace = AccountPace::default();
+    let load = Load::start(&pace, &[&store], depth, 4096);
+    load.run(10 * SECOND).await;
+    let before = load.run(5 * SECOND).await;
+    begin(&mut store.lock().expect("lock"));
+    let out = load.run(time).await;
+    assert!(out.refused <= 100 * time.as_secs(), "{out:?}");
+    let healing = load.run(5 * SECOND).await;
+    let after = load.run(5 * SECOND).await;
+    let ratio = |seen: Seen| seen.passed as f64 / before.passed as f64;
+    println!(
+        "cap {cap:.0}, depth {depth}, outage {time:?}: {} refused; of the rate before {:.2} in the \
+         first 5 s, then {:.2}",
+        out.refused,
+        ratio(healing),
+        ratio(after)
+    );
+    assert!(ratio(after) >= 0.9, "{before:?}, then {after:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn after_an_outage_the_rate_is_back_within_seconds() {
-    let free = free(64).await;
-    let store = bucket(NONE, NONE, 100 * MS);
-    let pace = AccountPace::default();
-    let load = Load::start(&pace, &[&store], 64, 4096);
-    load.run(5 * SECOND).await;
-    // Every request refused.
-    store.lock().expect("lock").next += 20 * SECOND;
-    let out = load.run(20 * SECOND).await;
-    println!("{out:?}");
-    assert!(out.refused < 2000, "{out:?}");
-    load.run(10 * SECOND).await;
-    let seen = load.run(5 * SECOND).await;
-    assert!(seen.used(free, 5 * SECOND) > 0.9, "{seen:?} of {free}");
+    for time in [20 * SECOND, 600 * SECOND] {
+        for (cap, depth) in [(NONE, 1), (NONE, 64), (NONE, 256), (500.0, 256)] {
+            // Every request is refused.
+            an_outage(cap, depth, time, |store| store.next += time).await;
+            // None is answered.
+            an_outage(cap, depth, time, |store| {
+                store.silent_until = Instant::now() + time;
+            })
+            .await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -345,10 +391,13 @@ async fn volumes_at_caps_of_their_own_do_not_hold_each_other_back() {
 }
 
 fn busy() -> StorageError {
-    let failure = Failure::Status {
+    failed(Failure::Status {
         status: 503,
         code: "ServerBusy".into(),
-    };
+    })
+}
+
+fn failed(failure: Failure) -> StorageError {
     let address = BlobAddress::new("acct", "dysks", "vol1");
     StorageError::new("put page 0+4096", &address, failure)
 }
