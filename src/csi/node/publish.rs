@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use tonic::Status;
 
 use super::{Node, Want, attach, blocking};
-use crate::csi::{failure, publishing};
 use crate::csi::v1::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
+use crate::csi::{failure, publishing};
 use crate::mounts::{self, Mount};
 use crate::node::api::{Attachment, State};
 
