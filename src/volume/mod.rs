@@ -54,7 +54,9 @@ use io::Io;
 use keeper::Keeper;
 pub use keeper::answers as keepers_answer;
 pub use pace::{AccountPace, Limits, Pace, Permit, Throttled};
-pub use published::{Access, PublishError, Published, publish, published, unpublish};
+pub use published::{
+    Access, PublishError, Published, expect_published, publish, published, unpublish,
+};
 use range_lock::RangeLock;
 pub use settings::{Settings, TakenUp, Wish, forget_wish, leave_wish, wish};
 pub use snapshot::{

@@ -310,6 +310,40 @@ pub async fn unpublish(
     }
 }
 
+/// Refuses a node that is not in the list.
+fn is_listed(
+    blob: &PageBlob,
+    seen: &Properties,
+    node: &str,
+    needs: Access,
+) -> Result<(), PublishError> {
+    let list = published(&seen.metadata);
+    let mut of_node = list.iter().filter(|entry| entry.node == node);
+    if of_node.any(|entry| entry.access == needs || entry.access == Access::Write) {
+        return Ok(());
+    }
+    Err(PublishError::NotPublished {
+        object: blob.address().to_string(),
+        node: node.to_owned(),
+    })
+}
+
+/// Sees that the volume is published to `node`, before its lease is waited for.
+/// Only [`Volume::name_holder`] sees it for good.
+///
+/// # Errors
+/// [`PublishError::NotPublished`], or the store refuses.
+pub async fn expect_published(
+    blob: &PageBlob,
+    node: &str,
+    needs: Access,
+    deadline: Duration,
+) -> Result<(), PublishError> {
+    let none = Conditions::default();
+    let seen = patiently!(blob.properties(&none, deadline))?;
+    is_listed(blob, &seen, node, needs)
+}
+
 impl Volume {
     /// Sees that the volume is published to `node`, and names it as the
     /// holder of the lease. To be called before the disk is used.
@@ -326,14 +360,7 @@ impl Volume {
         let mut patience = Patience::begin();
         loop {
             let seen = patiently!(blob.properties(&none, deadline))?;
-            let list = published(&seen.metadata);
-            let mut of_node = list.iter().filter(|entry| entry.node == node);
-            if !of_node.any(|entry| entry.access == needs || entry.access == Access::Write) {
-                return Err(PublishError::NotPublished {
-                    object: blob.address().to_string(),
-                    node: node.to_owned(),
-                });
-            }
+            is_listed(blob, &seen, node, needs)?;
             let Some(lease) = &self.io.lease else {
                 return Ok(());
             };
