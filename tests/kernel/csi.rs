@@ -20,13 +20,8 @@ fn inside(kernel: &str, test: &str) {
 }
 
 #[test]
-fn the_suite_passes_with_mounts() {
-    lane::run("6.12", &["--timeout", "1200"], "csi_sanity", &["mount"]);
-}
-
-#[test]
-fn the_suite_passes_with_block_devices() {
-    lane::run("6.12", &["--timeout", "1200"], "csi_sanity", &["block"]);
+fn the_suite_passes_with_mounts_and_with_block_devices() {
+    lane::run("6.12", &["--timeout", "1200"], "csi_sanity", &[]);
 }
 
 #[test]
