@@ -198,8 +198,8 @@ fn a_lease_of_a_node_that_is_there_is_waited_for_and_never_broken() {
     let device = first.device(&store);
     let call = Request::new(second.call(&store, KEY, &alone));
     let plugin = second.plugin.clone();
-    let waiting =
-        store.block_on(async { tokio::spawn(async move { plugin.node_stage_volume(call).await }) });
+    let runtime = store.block_on(async { tokio::runtime::Handle::current() });
+    let waiting = runtime.spawn(async move { plugin.node_stage_volume(call).await });
     eventually("it waits", || {
         let all = store.block_on(Client::new(second.daemon.socket()).list());
         !all.expect("a list").is_empty()
