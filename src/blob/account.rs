@@ -177,6 +177,7 @@ impl Account {
             account: self.clone(),
             target: self.target(container, blob),
             snapshot: None,
+            tier: None,
         }
     }
 

@@ -68,6 +68,7 @@ impl PageBlob {
             .request(Method::PUT, "copy blob")
             .header(name::COPY_SOURCE, source_url)
             .metadata(metadata)
+            .tier(self.tier.as_deref())
             .conditions(conditions);
         let answer = self.execute(&request, deadline).await?;
         answer

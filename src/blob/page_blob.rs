@@ -34,6 +34,8 @@ pub struct PageBlob {
     pub(super) account: Account,
     pub(super) target: Arc<Target>,
     pub(super) snapshot: Option<String>,
+    /// Where the blob is made, when it is made.
+    pub(super) tier: Option<String>,
 }
 
 impl std::fmt::Debug for PageBlob {
@@ -112,6 +114,16 @@ impl PageBlob {
         }
     }
 
+    /// The same blob, to be made in `tier` of a premium account (P4 to P60,
+    /// `x-ms-access-tier` of Put Blob and Copy Blob).
+    #[must_use]
+    pub fn in_tier(&self, tier: impl Into<String>) -> Self {
+        Self {
+            tier: Some(tier.into()),
+            ..self.clone()
+        }
+    }
+
     /// The account this blob is in.
     #[must_use]
     pub fn account(&self) -> &Account {
@@ -150,6 +162,7 @@ impl PageBlob {
             .fixed(name::BLOB_TYPE, "PageBlob")
             .number(name::BLOB_CONTENT_LENGTH, size)
             .metadata(metadata)
+            .tier(self.tier.as_deref())
             .conditions(conditions);
         self.write(&request, deadline).await
     }

@@ -44,6 +44,7 @@ pub(super) mod name {
         CLIENT_REQUEST_ID = "x-ms-client-request-id";
         CONTENT_CRC64 = "x-ms-content-crc64";
         CONTENT_MD5 = "content-md5";
+        ACCESS_TIER = "x-ms-access-tier";
         COPY_ACTION = "x-ms-copy-action";
         COPY_SOURCE = "x-ms-copy-source";
         DATE = "x-ms-date";
@@ -169,6 +170,14 @@ impl Request {
             self.operation.range = Some(range);
         }
         self.header(name, byte_range(range))
+    }
+
+    /// Adds `x-ms-access-tier`, when there is a tier.
+    pub fn tier(self, tier: Option<&str>) -> Self {
+        match tier {
+            Some(tier) => self.header(name::ACCESS_TIER, tier),
+            None => self,
+        }
     }
 
     /// Adds `x-ms-meta-*` headers.

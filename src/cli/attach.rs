@@ -129,6 +129,8 @@ fn request(options: Options) -> Result<AttachRequest, CliError> {
         recover: options.policy.recover(),
         create,
         reuse: false,
+        holder: None,
+        follow_settings: false,
     })
 }
 

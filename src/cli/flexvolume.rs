@@ -158,6 +158,8 @@ fn wanted(options: &str) -> Result<Wanted, String> {
         recover: Recover::default(),
         create: None,
         reuse: true,
+        holder: None,
+        follow_settings: false,
     };
     Ok(Wanted {
         request,

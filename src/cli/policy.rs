@@ -10,7 +10,7 @@ use super::error::CliError;
 use crate::blob::Checksum;
 use crate::node::policy::Policy;
 use crate::size::ByteSize;
-use crate::volume::{Caching, Recover};
+use crate::volume::{Caching, Limits, Recover};
 
 #[derive(Debug, Args)]
 pub struct PolicyOptions {
@@ -29,6 +29,12 @@ pub struct PolicyOptions {
     /// Wait this long for somebody else's lease to end
     #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
     wait: Duration,
+    /// Send at most N requests a second to the store
+    #[arg(long, value_name = "N")]
+    iops: Option<u32>,
+    /// Send and receive at most SIZE a second
+    #[arg(long, value_name = "SIZE")]
+    bandwidth: Option<ByteSize>,
     /// Old unflushed writes: set-aside, discard or force
     #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
     recover: Option<RecoverArg>,
@@ -113,6 +119,10 @@ impl PolicyOptions {
                 IntegrityArg::Off => Checksum::Off,
                 IntegrityArg::Md5 => Checksum::Md5,
                 IntegrityArg::Crc64 => Checksum::Crc64,
+            },
+            limits: Limits {
+                iops: self.iops,
+                bandwidth: self.bandwidth.map(|size| size.0),
             },
         };
         policy.check().map_err(CliError::failed)?;

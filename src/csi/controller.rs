@@ -13,7 +13,7 @@ use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
 use super::v1::*;
-use super::{listing, secrets, snapshots, volumes};
+use super::{listing, modify, publishing, secrets, snapshots, volumes};
 
 /// The controller. It keeps nothing but which volumes it works on.
 #[derive(Debug, Default)]
@@ -56,27 +56,27 @@ impl ControllerService {
 }
 
 /// What is offered beside, where there is a default Secret.
-const WITH_SECRET: [rpc::Type; 3] = [
+const WITH_SECRET: [rpc::Type; 4] = [
     rpc::Type::ListVolumes,
+    rpc::Type::ListVolumesPublishedNodes,
     rpc::Type::GetVolume,
     rpc::Type::VolumeCondition,
 ];
 
 /// What is offered.
-const OFFERED: [rpc::Type; 8] = [
+const OFFERED: [rpc::Type; 11] = [
     rpc::Type::CreateDeleteVolume,
+    rpc::Type::PublishUnpublishVolume,
+    rpc::Type::PublishReadonly,
     rpc::Type::CreateDeleteSnapshot,
     rpc::Type::ListSnapshots,
     rpc::Type::GetSnapshot,
     rpc::Type::GetCapacity,
     rpc::Type::CloneVolume,
     rpc::Type::ExpandVolume,
+    rpc::Type::ModifyVolume,
     rpc::Type::SingleNodeMultiWriter,
 ];
-
-fn not_offered<T>(what: &str) -> Result<Response<T>, Status> {
-    Err(Status::unimplemented(format!("{what} is not offered")))
-}
 
 #[tonic::async_trait]
 impl Controller for ControllerService {
@@ -216,16 +216,23 @@ impl Controller for ControllerService {
 
     async fn controller_publish_volume(
         &self,
-        _request: Request<ControllerPublishVolumeRequest>,
+        request: Request<ControllerPublishVolumeRequest>,
     ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
-        not_offered("ControllerPublishVolume")
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        publishing::publish(&self.locks, asked)
+            .await
+            .map(Response::new)
     }
 
     async fn controller_unpublish_volume(
         &self,
-        _request: Request<ControllerUnpublishVolumeRequest>,
+        request: Request<ControllerUnpublishVolumeRequest>,
     ) -> Result<Response<ControllerUnpublishVolumeResponse>, Status> {
-        not_offered("ControllerUnpublishVolume")
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        publishing::unpublish(&self.locks, asked).await?;
+        Ok(Response::new(ControllerUnpublishVolumeResponse {}))
     }
 
     async fn list_volumes(
@@ -257,8 +264,11 @@ impl Controller for ControllerService {
 
     async fn controller_modify_volume(
         &self,
-        _request: Request<ControllerModifyVolumeRequest>,
+        request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        not_offered("ControllerModifyVolume")
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        modify::modify(&self.locks, asked).await?;
+        Ok(Response::new(ControllerModifyVolumeResponse {}))
     }
 }

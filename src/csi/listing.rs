@@ -14,7 +14,7 @@ use super::{capability, failure, secrets};
 use crate::blob::reference::DEFAULT_CONTAINER;
 use crate::blob::{BlobType, LeaseState, ListedBlob};
 use crate::node::account::ATTEMPT_DEADLINE;
-use crate::volume::{self, OpenError};
+use crate::volume::{self, OpenError, Wish};
 
 const MIB: u64 = 1 << 20;
 /// What a storage account holds unless its owner asked for more: 5 PiB. How
@@ -30,7 +30,7 @@ fn message(account: &str, listed: &ListedBlob) -> list_volumes_response::Entry {
     list_volumes_response::Entry {
         volume: Some(volume(&handle, listed.size & !(MIB - 1))),
         status: Some(list_volumes_response::VolumeStatus {
-            published_node_ids: Vec::new(),
+            published_node_ids: nodes(&listed.metadata),
             volume_condition: Some(VolumeCondition {
                 abnormal: false,
                 message: told(listed.lease_state).into(),
@@ -44,6 +44,29 @@ fn volume(handle: &Handle, size: u64) -> Volume {
         capacity_bytes: bytes(size),
         volume_id: handle.to_string(),
         ..Volume::default()
+    }
+}
+
+/// Those that it is published to.
+fn nodes(metadata: &[(String, String)]) -> Vec<String> {
+    let published = volume::published(metadata).into_iter();
+    published.map(|entry| entry.node).collect()
+}
+
+/// What there is to say of a disk: its settings, too, where they were changed.
+fn condition(lease: LeaseState, wish: Option<&Wish>) -> String {
+    let told = told(lease);
+    let Some(wish) = wish else {
+        return told.to_owned();
+    };
+    let settings = &wish.settings;
+    match &wish.taken_up {
+        None => format!("{told}; {settings} from the next attach on"),
+        Some(taken) if taken.caching_waits => format!(
+            "{told}; {settings} since {}, the caching mode from the next attach on",
+            taken.at
+        ),
+        Some(taken) => format!("{told}; {settings} since {}", taken.at),
     }
 }
 
@@ -124,19 +147,22 @@ pub async fn get(
         return Err(nowhere());
     }
     let blob = account.page_blob(&handle.container, &handle.blob);
-    let (size, abnormal, message) = match volume::inspect(&blob, ATTEMPT_DEADLINE).await {
-        Ok(disk) => (
-            disk.size,
-            false,
-            told(disk.properties.lease_state).to_owned(),
-        ),
+    let inspected = volume::inspect(&blob, ATTEMPT_DEADLINE).await;
+    let (size, published_node_ids, abnormal, message) = match inspected {
+        Ok(disk) => {
+            let wish = volume::wish(&blob, ATTEMPT_DEADLINE).await;
+            let wish = wish.map_err(|error| failure::of_storage(&error))?;
+            let nodes = nodes(&disk.properties.metadata);
+            let message = condition(disk.properties.lease_state, wish.as_ref());
+            (disk.size, nodes, false, message)
+        }
         Err(OpenError::Storage(error)) => return Err(failure::of_storage(&error)),
-        Err(error) => (0, true, error.to_string()),
+        Err(error) => (0, Vec::new(), true, error.to_string()),
     };
     Ok(ControllerGetVolumeResponse {
         volume: Some(volume(&handle, size)),
         status: Some(controller_get_volume_response::VolumeStatus {
-            published_node_ids: Vec::new(),
+            published_node_ids,
             volume_condition: Some(VolumeCondition { abnormal, message }),
         }),
     })

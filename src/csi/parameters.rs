@@ -6,12 +6,26 @@ use tonic::Status;
 
 use crate::blob::reference::{DEFAULT_CONTAINER, VolumeRef};
 use crate::blob::vhd::Layout;
+use crate::size::ByteSize;
+use crate::volume::{Caching, Limits, Settings};
 
 /// Written by the sidecars, or read by them; nothing to do with us.
 const SIDECARS: &str = "csi.storage.k8s.io/";
 
 /// Those that only the node needs: handed on in the volume context.
-const FOR_THE_NODE: [&str; 4] = ["cachingMode", "connections", "ioDeadline", "integrity"];
+const FOR_THE_NODE: [&str; 6] = [
+    "cachingMode",
+    "connections",
+    "ioDeadline",
+    "integrity",
+    "iops",
+    "bandwidth",
+];
+/// Those that may be changed later, by a VolumeAttributesClass.
+const MUTABLE: [&str; 3] = ["cachingMode", "iops", "bandwidth"];
+
+/// The tiers of premium page blobs (Set Blob Tier, REST reference).
+const TIERS: [&str; 9] = ["P4", "P6", "P10", "P15", "P20", "P30", "P40", "P50", "P60"];
 
 /// What a StorageClass asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +40,8 @@ pub struct Parameters {
     pub endpoint: Option<String>,
     /// Another cloud.
     pub realm: Option<String>,
+    /// The tier of a premium page blob.
+    pub tier: Option<String>,
     /// What the node is told.
     pub context: HashMap<String, String>,
 }
@@ -43,6 +59,7 @@ impl Parameters {
             layout: Layout::Vhd,
             endpoint: None,
             realm: None,
+            tier: None,
             context: HashMap::new(),
         };
         for (name, value) in parameters {
@@ -88,10 +105,14 @@ impl Parameters {
                     parsed.endpoint = Some(value.clone());
                 }
                 "realm" => parsed.realm = Some(value.clone()),
-                "iops" | "bandwidth" | "tier" => {
-                    return refuse(format!(
-                        "parameter {name}: this version cannot limit or tier a volume: leave it out"
-                    ));
+                "tier" => {
+                    if !TIERS.contains(&value.as_str()) {
+                        return refuse(format!(
+                            "parameter tier: \"{value}\" is none of {}",
+                            TIERS.join(", ")
+                        ));
+                    }
+                    parsed.tier = Some(value.clone());
                 }
                 "csiProvisionerSecretName" => {
                     return refuse(format!(
@@ -120,11 +141,65 @@ impl Parameters {
     }
 }
 
+/// A limit of requests a second, 0 for none.
+pub fn iops(text: &str) -> Option<u32> {
+    let limits = |iops| Limits {
+        iops: Some(iops),
+        bandwidth: None,
+    };
+    let number: u32 = text.parse().ok()?;
+    (number == 0 || limits(number).check().is_ok()).then_some(number)
+}
+
+/// A limit of bytes a second, 0 for none.
+pub fn bandwidth(text: &str) -> Option<u64> {
+    let limits = |bandwidth| Limits {
+        iops: None,
+        bandwidth: Some(bandwidth),
+    };
+    let size: ByteSize = text.parse().ok()?;
+    (size.0 == 0 || limits(size.0).check().is_ok()).then_some(size.0)
+}
+
+/// Reads mutable parameters.
+///
+/// # Errors
+/// INVALID_ARGUMENT names the parameter and what is wrong.
+pub fn settings(mutable: &HashMap<String, String>) -> Result<Settings, Status> {
+    for (name, value) in mutable {
+        if !MUTABLE.contains(&name.as_str()) {
+            return Err(Status::invalid_argument(format!(
+                "mutable parameter {name}: only {} can be changed",
+                MUTABLE.join(", ")
+            )));
+        }
+        check_for_node(name, value)?;
+    }
+    let value = |name: &str| mutable.get(name).map(String::as_str);
+    Ok(Settings {
+        caching: value("cachingMode").map(|mode| match mode {
+            "read-only" => Caching::ReadOnly,
+            "read-write" => Caching::ReadWrite,
+            _ => Caching::None,
+        }),
+        iops: value("iops").and_then(iops),
+        bandwidth: value("bandwidth").and_then(bandwidth),
+    })
+}
+
 fn check_for_node(name: &str, value: &str) -> Result<(), Status> {
     let (good, expected) = match name {
         "cachingMode" => (
             ["none", "read-only", "read-write"].contains(&value),
             "none, read-only or read-write",
+        ),
+        "iops" => (
+            iops(value).is_some(),
+            "a number of requests a second from 10, or 0 for no limit",
+        ),
+        "bandwidth" => (
+            bandwidth(value).is_some(),
+            "a size such as 60MiB, which is meant for a second and at least 1MiB, or 0 for no limit",
         ),
         "integrity" => (
             ["off", "md5", "crc64"].contains(&value),
@@ -193,8 +268,13 @@ mod tests {
             ),
             (
                 "iops",
-                "500",
-                "parameter iops: this version cannot limit or tier a volume: leave it out",
+                "9",
+                "parameter iops: \"9\" is not a number of requests a second from 10, or 0 for no limit",
+            ),
+            (
+                "tier",
+                "P5",
+                "parameter tier: \"P5\" is none of P4, P6, P10, P15, P20, P30, P40, P50, P60",
             ),
             (
                 "csiProvisionerSecretName",
@@ -204,6 +284,14 @@ mod tests {
         ] {
             assert_eq!(parse(&[(name, value)]), Err(text.to_owned()));
         }
+        let wrong = [("ioDeadline".to_owned(), "5m".to_owned())].into();
+        let refused = settings(&wrong).expect_err("it cannot be changed");
+        assert!(
+            refused
+                .message()
+                .starts_with("mutable parameter ioDeadline"),
+            "{refused}"
+        );
         let text = parse(&[("endpoint", "https://x/?sig=hidden")]).expect_err("a secret");
         assert!(!text.contains("hidden"), "{text}");
     }

@@ -11,9 +11,9 @@ use super::locks::Locks;
 use super::parameters::Parameters;
 use super::v1::volume_content_source::Type;
 use super::v1::*;
-use super::{capability, failure, secrets};
+use super::{capability, failure, parameters, secrets};
 use crate::blob::vhd::Layout;
-use crate::blob::{Account, Conditions, PageBlob};
+use crate::blob::{Account, Advice, Conditions, PageBlob};
 use crate::node::account::ATTEMPT_DEADLINE;
 use crate::node::provision::with_container;
 use crate::volume::{self, CopyPlan, Disk, LARGEST_BLOB, OpenError, metadata_text};
@@ -152,12 +152,10 @@ pub async fn create(locks: &Locks, asked: CreateVolumeRequest) -> Result<Volume,
         return Err(Status::invalid_argument("name is missing"));
     }
     capability::check(&asked.volume_capabilities)?;
-    if let Some(name) = asked.mutable_parameters.keys().next() {
-        return Err(Status::invalid_argument(format!(
-            "mutable parameter {name}: there is no such parameter"
-        )));
-    }
-    let parameters = Parameters::parse(&asked.parameters)?;
+    parameters::settings(&asked.mutable_parameters)?;
+    let mut parameters = Parameters::parse(&asked.parameters)?;
+    // Those of a VolumeAttributesClass come before the StorageClass's.
+    parameters.context.extend(asked.mutable_parameters.clone());
     let capacity = Capacity::parse(asked.capacity_range.as_ref())?;
     let (endpoint, realm) = (parameters.endpoint.as_deref(), parameters.realm.as_deref());
     let account = secrets::open(&asked.secrets, endpoint, realm).await?;
@@ -171,7 +169,10 @@ pub async fn create(locks: &Locks, asked: CreateVolumeRequest) -> Result<Volume,
     let _held = locks.take(&handle)?;
     let source = source(&account, asked.volume_content_source.as_ref()).await?;
     let size = capacity.choose(source.as_ref().map_or(0, |source| source.size))?;
-    let blob = account.page_blob(&handle.container, &handle.blob);
+    let mut blob = account.page_blob(&handle.container, &handle.blob);
+    if let Some(tier) = &parameters.tier {
+        blob = blob.in_tier(tier);
+    }
     let source_id = source.as_ref().map_or("", |source| source.id.as_str());
     let metadata = vec![
         (CLAIM.to_owned(), metadata_text(&asked.name)),
@@ -181,7 +182,7 @@ pub async fn create(locks: &Locks, asked: CreateVolumeRequest) -> Result<Volume,
         make(&blob, size, parameters.layout, &metadata, source.as_ref())
     })
     .await
-    .map_err(|error| failure::of_volume(&error))?;
+    .map_err(|error| of_making(&error, parameters.tier.as_deref()))?;
     let size = size.ok_or_else(|| {
         Status::already_exists(format!(
             "{handle}: there is another blob of this name: choose another name, \
@@ -203,6 +204,24 @@ pub async fn create(locks: &Locks, asked: CreateVolumeRequest) -> Result<Volume,
         content_source: asked.volume_content_source,
         accessible_topology: Vec::new(),
     })
+}
+
+/// An error of making a blob in `tier`: which code the service has for an
+/// account without tiers, or for a disk too large for its tier, is not told in
+/// its reference.
+fn of_making(error: &OpenError, tier: Option<&str>) -> Status {
+    match (error, tier) {
+        (OpenError::Storage(refused), Some(tier))
+            if matches!(refused.status(), Some(400 | 409))
+                && refused.advice() == Advice::GiveUp =>
+        {
+            Status::invalid_argument(format!(
+                "parameter tier {tier}: {refused}: only premium page blob accounts have tiers, \
+                 each for disks up to its size: choose another, or leave it out"
+            ))
+        }
+        _ => failure::of_volume(error),
+    }
 }
 
 /// Makes the blob, or finds or completes what an earlier call made: the
@@ -281,10 +300,12 @@ pub async fn delete(locks: &Locks, asked: DeleteVolumeRequest) -> Result<(), Sta
     }
     let blob = account.page_blob(&handle.container, &handle.blob);
     match volume::delete(&blob, ATTEMPT_DEADLINE).await {
-        Ok(()) => Ok(()),
-        Err(OpenError::Storage(error)) if error.is_not_found() => Ok(()),
-        Err(error) => Err(failure::of_volume(&error)),
+        Ok(()) => {}
+        Err(OpenError::Storage(error)) if error.is_not_found() => {}
+        Err(error) => return Err(failure::of_volume(&error)),
     }
+    let forgotten = volume::forget_wish(&blob, ATTEMPT_DEADLINE).await;
+    forgotten.map_err(|error| failure::of_storage(&error))
 }
 
 /// ControllerExpandVolume: grows a volume that nobody has attached; of one

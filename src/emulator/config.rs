@@ -138,6 +138,7 @@ pub(super) struct Settings {
     pub clock_skew: i64,
     pub shared_key_disabled: bool,
     pub https_required: bool,
+    pub premium: bool,
     pub firewall: bool,
     pub keys: Vec<Key>,
 }
@@ -157,6 +158,7 @@ impl Settings {
             clock_skew: 0,
             shared_key_disabled: false,
             https_required: false,
+            premium: false,
             firewall: false,
             keys: vec![Key::parse(&config.key)?],
         })
@@ -191,6 +193,7 @@ impl Settings {
         set(&mut self.clock_skew, change.clock_skew);
         set(&mut self.shared_key_disabled, change.shared_key_disabled);
         set(&mut self.https_required, change.https_required);
+        set(&mut self.premium, change.premium);
         set(&mut self.firewall, change.firewall);
         Ok(())
     }
@@ -209,6 +212,7 @@ impl Settings {
             clock_skew: Some(self.clock_skew),
             shared_key_disabled: Some(self.shared_key_disabled),
             https_required: Some(self.https_required),
+            premium: Some(self.premium),
             firewall: Some(self.firewall),
             key: None,
             second_key: None,
@@ -243,6 +247,9 @@ pub struct SettingsChange {
     pub shared_key_disabled: Option<bool>,
     /// Answer 400 AccountRequiresHttps to plain HTTP.
     pub https_required: Option<bool>,
+    /// Take the tiers of premium page blobs (which limit nothing here); a
+    /// standard account refuses them.
+    pub premium: Option<bool>,
     /// Answer 403 AuthorizationFailure to everybody.
     pub firewall: Option<bool>,
     /// Replaces the account key. Never shown.

@@ -76,8 +76,8 @@ pub struct Disk<'a> {
 /// Otherwise something could not be found out or done; try again.
 pub async fn prepare(disk: Disk<'_>, kind: Kind) -> Result<Prepared, PrepareError> {
     let device = disk.device;
-    let found = probe(device).await?;
     if disk.read_only {
+        let found = probe(device).await?;
         return match judge(&found, None, kind) {
             Decision::Use => Ok(Prepared::Found),
             Decision::Refuse(reason) => Err(refused(device, reason)),
@@ -89,8 +89,18 @@ pub async fn prepare(disk: Disk<'_>, kind: Kind) -> Result<Prepared, PrepareErro
             )),
         };
     }
-    let state = disk.daemon.format_state(disk.name).await?;
-    match judge(&found, Some(&state), kind) {
+    // Both at once: a disk that is to be used is so by what the probe found and
+    // by its mark, which nobody changes meanwhile.
+    let (found, state) = tokio::join!(probe(device), disk.daemon.format_state(disk.name));
+    let found = found?;
+    let mut decision = judge(&found, Some(&state?), kind);
+    if matches!(decision, Decision::Format(_)) {
+        // Whether anything was ever written is asked once more, after the
+        // probe: what it did not look at may have been written meanwhile.
+        let state = disk.daemon.format_state(disk.name).await?;
+        decision = judge(&found, Some(&state), kind);
+    }
+    match decision {
         Decision::Use => {
             check(device, kind).await?;
             Ok(Prepared::Found)

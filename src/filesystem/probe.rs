@@ -7,6 +7,9 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::num::NonZeroU64;
+
+use rustix::fs::{Advice, fadvise};
 
 use super::FilesystemError;
 use super::tool::{self, QUICK};
@@ -44,7 +47,7 @@ const PIECE: usize = 64 << 10;
 /// The probe failed: nothing is known.
 pub async fn probe(device: &str) -> Result<Found, FilesystemError> {
     let (ends, found) = tokio::join!(zero_ends(device), signatures(device));
-    let ends = ends?;
+    let (ends, _open) = ends?;
     match found? {
         Found::Nothing if !ends => Ok(Found::Bytes),
         found => Ok(found),
@@ -53,7 +56,10 @@ pub async fn probe(device: &str) -> Result<Found, FilesystemError> {
 
 /// Whether the first and the last MiB are zeroes; no more is read than it takes
 /// to know that they are not.
-async fn zero_ends(device: &str) -> Result<bool, FilesystemError> {
+///
+/// Gives the disk back, too: while somebody has it open, the kernel keeps what
+/// was fetched of it.
+async fn zero_ends(device: &str) -> Result<(bool, File), FilesystemError> {
     let path = device.to_owned();
     let read = tokio::task::spawn_blocking(move || read_ends(&path)).await;
     let unknown = |reason: String| FilesystemError::Unknown {
@@ -61,18 +67,36 @@ async fn zero_ends(device: &str) -> Result<bool, FilesystemError> {
         reason: format!("cannot read it: {reason}"),
     };
     match read {
-        Ok(Ok(zeroes)) => Ok(zeroes),
+        Ok(Ok(read)) => Ok(read),
         Ok(Err(error)) => Err(unknown(error.to_string())),
         Err(error) => Err(unknown(error.to_string())),
     }
 }
 
-fn read_ends(path: &str) -> std::io::Result<bool> {
+/// Has the kernel fetch, all at once, what this probe and blkid will read one
+/// after the other, each at a round trip to the store. Signatures are in the
+/// first and the last pages, copies of some at powers of two up to 4 MiB.
+fn fetch_ahead(disk: &File, size: u64) {
+    const FRONT: u64 = 256 << 10;
+    const BACK: u64 = 128 << 10;
+    let copies = [512 << 10, 1 << 20, 2 << 20, 4 << 20].map(|at| (at, 4096));
+    let ends = [(0, FRONT), (size.saturating_sub(BACK), BACK)];
+    for (at, len) in ends.into_iter().chain(copies) {
+        let len = NonZeroU64::new(len).filter(|_| at < size);
+        let Some(len) = len else { continue };
+        if let Err(error) = fadvise(disk, at, Some(len), Advice::WillNeed) {
+            tracing::debug!(%error, "cannot fetch ahead: the probe takes longer");
+        }
+    }
+}
+
+fn read_ends(path: &str) -> std::io::Result<(bool, File)> {
     let mut disk = File::open(path)?;
     let size = disk.seek(SeekFrom::End(0))?;
     if size == 0 {
         return Err(std::io::Error::other("it has no bytes"));
     }
+    fetch_ahead(&disk, size);
     let len = size.min(END);
     let mut bytes = vec![0; PIECE];
     for start in [0, size - len] {
@@ -83,12 +107,12 @@ fn read_ends(path: &str) -> std::io::Result<bool> {
             // A disk that ends before its size is an error too.
             disk.read_exact(&mut bytes[..now])?;
             if bytes[..now].iter().any(|byte| *byte != 0) {
-                return Ok(false);
+                return Ok((false, disk));
             }
             left -= now as u64;
         }
     }
-    Ok(true)
+    Ok((true, disk))
 }
 
 async fn signatures(device: &str) -> Result<Found, FilesystemError> {

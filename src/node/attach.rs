@@ -25,7 +25,7 @@ use super::registry::{Registry, cancelled};
 use super::transport::Export;
 use super::{account, provision};
 use crate::blob::{LeaseId, PageBlob};
-use crate::volume::{OpenOptions, Volume};
+use crate::volume::{self, Access, OpenOptions, Volume};
 
 /// An attach that was admitted.
 pub(super) struct Task {
@@ -113,6 +113,14 @@ impl Task {
         }
 
         self.stage.send_replace(Stage::Opening);
+        if let Some(holder) = &request.holder {
+            let needs = if request.read_only {
+                Access::Read
+            } else {
+                Access::Write
+            };
+            volume::expect_published(&blob, holder, needs, account::ATTEMPT_DEADLINE).await?;
+        }
         let mut options = OpenOptions {
             read_only: request.read_only,
             break_lease: request.break_lease,
@@ -122,6 +130,9 @@ impl Task {
         options.staging.recover = request.recover;
         let volume = self.open(blob, options).await?;
         done.parts.volume = Some(volume.clone());
+        if let Some(holder) = &request.holder {
+            volume.name_holder(holder).await?;
+        }
         done.parts.aside = find_aside(request, &shared.staging).await;
         let status = volume.status();
         (record.size, record.layout) = (Some(status.size), Some(status.layout));

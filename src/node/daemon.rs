@@ -25,6 +25,7 @@ use super::run_dir::{RunDir, RunDirError};
 use super::scrape::Scrape;
 use super::server::Server;
 use super::service::{self, Notifier, Service};
+use super::settings;
 use super::startup;
 use super::stop;
 use super::transport::Transport;
@@ -257,6 +258,7 @@ impl Daemon {
             () = told => {}
             () = alive => {}
             () = scraped => {}
+            () = settings::follow(&registry) => {}
             // Never, when its thread has ended.
             Ok(()) = handed_over => {
                 tracing::info!("another dyskd goes on");

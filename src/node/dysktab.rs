@@ -141,6 +141,8 @@ fn request(fields: &[&str]) -> Result<AttachRequest, String> {
         recover: crate::volume::Recover::default(),
         create: None,
         reuse: true,
+        holder: None,
+        follow_settings: false,
     };
     for option in options.split(',').filter(|option| !option.is_empty()) {
         set(&mut request, option)?;
@@ -187,6 +189,16 @@ fn set(request: &mut AttachRequest, option: &str) -> Result<(), String> {
         ("cache-size", Some(size)) => {
             let size: ByteSize = size.parse().map_err(|error| format!("{key}: {error}"))?;
             policy.cache_size = Some(size.0);
+        }
+        ("iops", Some(text)) => {
+            let number = text
+                .parse()
+                .map_err(|_| format!("iops={text} is no number"))?;
+            policy.limits.iops = Some(number);
+        }
+        ("bandwidth", Some(size)) => {
+            let size: ByteSize = size.parse().map_err(|error| format!("{key}: {error}"))?;
+            policy.limits.bandwidth = Some(size.0);
         }
         ("io-deadline", Some(text)) => policy.io_deadline_ms = Some(millis(key, text)?),
         ("wait", Some(text)) => policy.wait_ms = millis(key, text)?,

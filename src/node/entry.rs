@@ -166,6 +166,7 @@ impl Entry {
             layout: status.as_ref().map(|s| s.layout),
             read_only: request.read_only,
             caching: request.policy.caching,
+            limits: request.policy.limits,
             connections: request.connections.unwrap_or(CONNECTIONS),
             device: parts.device_path.clone(),
             link: parts.link.clone().filter(|_| linked),

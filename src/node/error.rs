@@ -4,7 +4,7 @@
 
 use super::api::{ErrorBody, ErrorCode};
 use crate::blob::{Advice, Failure, StorageError};
-use crate::volume::OpenError;
+use crate::volume::{OpenError, PublishError};
 
 /// A refused or failed operation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,6 +62,15 @@ impl From<OpenError> for NodeError {
                 Self::new(ErrorCode::Leased, error.to_string())
             }
             OpenError::Unusable { .. } => Self::new(ErrorCode::UnusableBlob, error.to_string()),
+        }
+    }
+}
+
+impl From<PublishError> for NodeError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Open(error) => error.into(),
+            _ => Self::new(ErrorCode::Leased, error.to_string()),
         }
     }
 }

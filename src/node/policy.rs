@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::blob::{Checksum, LeaseId};
-use crate::volume::{Budget, Caching, DEFAULT_CACHE_SIZE, OpenOptions, StagingOptions};
+use crate::volume::{Budget, Caching, DEFAULT_CACHE_SIZE, Limits, OpenOptions, StagingOptions};
 
 /// The node's share in caching: where, and how much for all volumes together.
 #[derive(Clone, Debug)]
@@ -40,6 +40,9 @@ pub struct Policy {
     pub wait_ms: u64,
     /// Checksum on every write sent and read received.
     pub integrity: Checksum,
+    /// What is sent to the store at most.
+    #[serde(skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
 }
 
 impl Policy {
@@ -68,7 +71,7 @@ impl Policy {
                 "an i/o deadline of 0 fails every request: leave out --io-deadline to wait for ever",
             );
         }
-        Ok(())
+        self.limits.check()
     }
 
     /// The options to open a volume with, under `lease`.
@@ -88,6 +91,7 @@ impl Policy {
             io_deadline: self.io_deadline_ms.map(Duration::from_millis),
             wait: Duration::from_millis(self.wait_ms),
             integrity: self.integrity,
+            limits: self.limits,
             ..OpenOptions::new(lease)
         }
     }
@@ -125,6 +129,16 @@ mod tests {
             ),
             (
                 Policy {
+                    limits: Limits {
+                        iops: Some(1),
+                        bandwidth: None,
+                    },
+                    ..good.clone()
+                },
+                "10 or more",
+            ),
+            (
+                Policy {
                     io_deadline_ms: Some(0),
                     ..good
                 },
@@ -142,6 +156,10 @@ mod tests {
             caching: Caching::ReadWrite,
             wait_ms: 1500,
             integrity: Checksum::Crc64,
+            limits: Limits {
+                iops: Some(500),
+                bandwidth: None,
+            },
             ..Policy::default()
         };
         let text = serde_json::to_string(&policy).expect("a policy is JSON");

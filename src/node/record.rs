@@ -254,6 +254,8 @@ pub(super) mod tests {
             recover: crate::volume::Recover::default(),
             create: None,
             reuse: false,
+            holder: None,
+            follow_settings: false,
         }
     }
 

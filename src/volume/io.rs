@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::hold::Hold;
 use super::judge::{self, Verdict};
-use super::pace::{Pace, Permit};
+use super::pace::{Cap, Pace, Permit};
 use super::progress::Progress;
 use super::standing::{Fenced, Standing};
 use super::stats::Sent;
@@ -115,6 +115,9 @@ pub struct Io<S> {
     pub(super) hold: Hold,
     pub(super) sent: Sent,
     pub(super) trouble: Trouble,
+    /// What the owner allows.
+    pub(super) cap: Cap,
+    /// What the store allows.
     pub(super) pace: Pace,
 }
 
@@ -147,6 +150,7 @@ impl<S: PageStore> Io<S> {
 
     async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
+        self.admit(range.len()).await?;
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
@@ -185,6 +189,7 @@ impl<S: PageStore> Io<S> {
         most: u32,
         deadline: Duration,
     ) -> Result<Filled, DeviceError> {
+        self.admit(0).await?;
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
@@ -232,6 +237,19 @@ impl<S: PageStore> Io<S> {
                 }
             }
             _ => Err(self.fail(error)),
+        }
+    }
+
+    /// Waits until the owner's cap admits a request that moves `bytes`. What
+    /// waits here asks nothing of the store yet.
+    async fn admit(&self, bytes: u64) -> Result<(), DeviceError> {
+        if self.cap.is_open() {
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            fenced = self.standing.fence_fallen() => Err(self.fenced(&fenced)),
+            () = self.cap.admit(bytes) => Ok(()),
         }
     }
 
@@ -297,6 +315,8 @@ impl<S: PageStore> Io<S> {
     }
 
     async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
+        // Before it goes inside: who holds would wait for it.
+        unless_gone(self.admit(change.bytes())).await??;
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {

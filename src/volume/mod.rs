@@ -23,7 +23,9 @@ mod open;
 mod pace;
 mod patience;
 mod progress;
+mod published;
 mod range_lock;
+mod settings;
 mod snapshot;
 mod snapshot_open;
 mod standing;
@@ -51,8 +53,12 @@ pub use grow::{Disk, grow, inspect};
 use io::Io;
 use keeper::Keeper;
 pub use keeper::answers as keepers_answer;
-pub use pace::{AccountPace, Pace, Permit, Throttled};
+pub use pace::{AccountPace, Limits, Pace, Permit, Throttled};
+pub use published::{
+    Access, PublishError, Published, expect_published, publish, published, unpublish,
+};
 use range_lock::RangeLock;
+pub use settings::{Settings, TakenUp, Wish, forget_wish, leave_wish, wish};
 pub use snapshot::{
     Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
 };
@@ -110,6 +116,8 @@ pub struct OpenOptions {
     pub io_deadline: Option<Duration>,
     /// Checksum on every write sent and read received.
     pub integrity: Checksum,
+    /// What it sends to the store at most.
+    pub limits: Limits,
     /// What it shares with the account's other volumes; `None` for a limit of
     /// its own.
     pub pace: Option<AccountPace>,
@@ -142,6 +150,7 @@ impl OpenOptions {
             waiting: None,
             io_deadline: None,
             integrity: Checksum::Off,
+            limits: Limits::default(),
             pace: None,
             keeper: None,
         }
@@ -310,6 +319,17 @@ impl<S: PageStore> Volume<S> {
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
+    }
+
+    /// Has it send no more than `limits` to the store from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.io.cap.set(limits);
+    }
+
+    /// What it sends to the store at most.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.io.cap.limits()
     }
 
     /// Another holder has taken it, for good.

@@ -27,6 +27,7 @@ use super::hold::Hold;
 use super::intent::{self, Intent};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
+use super::pace::Cap;
 use super::patience::patiently;
 use super::standing::{RUN_AHEAD, Standing};
 use super::stats::Sent;
@@ -455,6 +456,7 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         hold: Hold::default(),
         sent: Sent::default(),
         trouble: Trouble::default(),
+        cap: Cap::new(options.limits),
         pace: options.pace.clone().unwrap_or_default().join(),
     }
 }

@@ -12,6 +12,7 @@ mod kill;
 mod lane;
 mod memory;
 mod netlink;
+mod pods;
 mod power;
 mod storms;
 mod systemd;

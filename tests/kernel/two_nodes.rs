@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::pods::Pods;
 use crate::support::guest::{Guest, Pending};
 use crate::support::lane;
 use crate::support::outside_store::{OutsideStore, endpoint};
@@ -186,6 +187,7 @@ fn away_and_back(
 fn dead(store: &OutsideStore, first: Guest, second: &Guest) {
     let waited = under_load(&first, "waited", &["none"]);
     let broken = under_load(&first, "broken", &["read-write"]);
+    let pods = Pods::run(store, &first, second);
     let since = Instant::now();
     first.cut();
     std::thread::scope(|scope| {
@@ -201,6 +203,10 @@ fn dead(store: &OutsideStore, first: Guest, second: &Guest) {
                 assert!(took < Duration::from_secs(2) + EMULATED, "{took:?}");
             });
         }
+        scope.spawn(|| {
+            let (lease, at_once) = (Duration::from_secs(60), Duration::from_secs(2));
+            pods.move_to(second, since, (lease + EMULATED, at_once + EMULATED));
+        });
     });
     for disk in waited.iter().chain(&broken) {
         second.run(&fill(&disk.name, SECOND, SIZE / 2));

@@ -1,6 +1,9 @@
 //! The CSI controller from a client's side: a gRPC client on its UNIX socket,
 //! the embedded store behind it.
 
+mod modifying;
+mod publishing;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

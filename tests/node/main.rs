@@ -5,6 +5,7 @@ mod bad_input;
 mod bench_command;
 mod cli;
 mod csi_controller;
+mod csi_node;
 mod daemon;
 mod disks;
 mod disks_in_use;

@@ -89,6 +89,8 @@ pub fn sh(command: &str) -> String {
 pub struct World {
     store: Process,
     pub endpoint: String,
+    /// The account's, as the Secret has it.
+    key: String,
     pub daemon: Process,
     controller_process: Process,
     pub plugin: Process,
@@ -142,6 +144,7 @@ impl World {
         let world = Self {
             store,
             endpoint,
+            key: DEFAULT_KEY.to_owned(),
             daemon,
             controller_process: start_plugin("controller", None),
             plugin: start_plugin("node", None),
@@ -177,11 +180,20 @@ impl World {
     pub fn secrets(&self) -> HashMap<String, String> {
         [
             ("accountname", DEFAULT_ACCOUNT),
-            ("accountkey", DEFAULT_KEY),
+            ("accountkey", &self.key),
             ("endpoint", &self.endpoint),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into()
+    }
+
+    /// The account has another key from now on, and the cluster's Secret too.
+    pub fn rotate(&mut self, key: &str) {
+        let root = self.endpoint.trim_end_matches(DEFAULT_ACCOUNT);
+        sh(&format!(
+            "curl -sf -X PUT {root}-/settings -d '{{\"key\": \"{key}\"}}' >/dev/null"
+        ));
+        key.clone_into(&mut self.key);
     }
 
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
@@ -282,6 +294,7 @@ impl World {
             volume_capability: Some(capability),
             readonly,
             volume_context: volume.volume_context.clone(),
+            secrets: self.secrets(),
             ..NodePublishVolumeRequest::default()
         };
         self.block_on(async { Self::node().await.node_publish_volume(request).await })
@@ -354,9 +367,11 @@ impl World {
             let path = entry.expect("an entry").path();
             if path.extension().is_some_and(|end| end == "log") {
                 let text = fs::read(&path).expect("a log");
-                let key = DEFAULT_KEY.as_bytes();
-                let found = text.windows(key.len()).any(|window| window == key);
-                assert!(!found, "{} holds the key", path.display());
+                for key in [DEFAULT_KEY, &self.key] {
+                    let key = key.as_bytes();
+                    let found = text.windows(key.len()).any(|window| window == key);
+                    assert!(!found, "{} holds the key", path.display());
+                }
             }
         }
     }

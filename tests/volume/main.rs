@@ -5,6 +5,7 @@ mod cache;
 mod cache_model;
 mod integrity;
 mod late_writes;
+mod limits;
 mod one_connection;
 mod stuck_requests;
 

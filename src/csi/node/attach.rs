@@ -9,13 +9,15 @@ use tonic::Status;
 
 use super::{Node, blocking};
 use crate::csi::handle::Handle;
-use crate::csi::{failure, secrets};
+use crate::csi::{failure, parameters, publishing, secrets};
 use crate::mounts;
 use crate::node::AttachmentName;
+use crate::node::account::{ATTEMPT_DEADLINE, open_blob};
 use crate::node::api::{AttachRequest, Attachment, CredentialChange, ErrorCode, State};
 use crate::node::client::ClientError;
 use crate::node::name::fingerprint;
 use crate::node::policy::Policy;
+use crate::volume;
 
 /// For somebody else's lease: a dead node's ends within a minute.
 const WAIT_MS: u64 = 70_000;
@@ -57,6 +59,7 @@ pub fn request(
     volume_id: &str,
     given: &HashMap<String, String>,
     context: &HashMap<String, String>,
+    published: &HashMap<String, String>,
     read_only: bool,
 ) -> Result<AttachRequest, Status> {
     let handle = Handle::parse(volume_id)
@@ -83,6 +86,14 @@ pub fn request(
     if let Some(integrity) = word("integrity") {
         policy.integrity = serde_json::from_value(integrity).map_err(|_| wrong("integrity"))?;
     }
+    if let Some(iops) = value("iops") {
+        let iops = parameters::iops(iops).ok_or_else(|| wrong("iops"))?;
+        policy.limits.iops = Some(iops).filter(|iops| *iops > 0);
+    }
+    if let Some(bandwidth) = value("bandwidth") {
+        let bandwidth = parameters::bandwidth(bandwidth).ok_or_else(|| wrong("bandwidth"))?;
+        policy.limits.bandwidth = Some(bandwidth).filter(|bandwidth| *bandwidth > 0);
+    }
     if let Some(deadline) = value("ioDeadline") {
         let deadline: jiff::SignedDuration = deadline.parse().map_err(|_| wrong("ioDeadline"))?;
         let deadline = u64::try_from(deadline.as_millis()).map_err(|_| wrong("ioDeadline"))?;
@@ -97,13 +108,15 @@ pub fn request(
         account,
         container: handle.container,
         blob: handle.blob,
-        read_only,
+        read_only: read_only || publishing::reads_only(published),
         policy,
         connections,
         break_lease: false,
         recover: crate::volume::Recover::default(),
         create: None,
         reuse: true,
+        holder: published.get(publishing::NODE).cloned(),
+        follow_settings: true,
     })
 }
 
@@ -147,6 +160,17 @@ pub async fn attach(
             _ => clear_away(node, there, staging).await?,
         }
     }
+    let mut request = request.clone();
+    let lives = |there: &&Attachment| there.state == State::Attached && there.fenced.is_none();
+    match there.as_ref().filter(lives) {
+        // Whatever it was changed to since.
+        Some(there) => {
+            request.policy.caching = there.caching;
+            request.policy.limits = there.limits;
+        }
+        None => follow_wish(&mut request).await?,
+    }
+    let request = &request;
     let attached = node.daemon.attach(request, |_| {}).await;
     let attached = attached.map_err(|error| match &error {
         ClientError::Refused(refused)
@@ -162,6 +186,19 @@ pub async fn attach(
         node.remember(name, &digest(request));
     }
     Ok(attached)
+}
+
+/// Puts into `request` what was wished for the volume after it was made.
+async fn follow_wish(request: &mut AttachRequest) -> Result<(), Status> {
+    let opened = open_blob(&request.account, &request.container, &request.blob).await;
+    let (_, blob) = opened.map_err(|error| failure::of_account(&error))?;
+    let wish = volume::wish(&blob, ATTEMPT_DEADLINE).await;
+    if let Some(wish) = wish.map_err(|error| failure::of_storage(&error))? {
+        let policy = &mut request.policy;
+        policy.caching = wish.settings.caching.unwrap_or(policy.caching);
+        policy.limits = wish.settings.limits(policy.limits);
+    }
+    Ok(())
 }
 
 /// Takes away an attachment that serves nobody any more.
@@ -248,23 +285,29 @@ mod tests {
             ("integrity", "crc64"),
             ("ioDeadline", "5m"),
             ("connections", "4"),
+            ("iops", "500"),
+            ("bandwidth", "60MiB"),
             ("leaseID", "stale"),
         ]);
-        let request = request("acct/dysks/v.vhd", &secret, &context, false).expect("a request");
+        let none = HashMap::new();
+        let request =
+            request("acct/dysks/v.vhd", &secret, &context, &none, false).expect("a request");
         assert_eq!(request.policy.io_deadline_ms, Some(300_000));
         assert_eq!(request.policy.caching, crate::volume::Caching::ReadWrite);
         assert_eq!(request.policy.integrity, crate::blob::Checksum::Crc64);
         assert_eq!(request.connections, Some(4));
+        let limits = request.policy.limits;
+        assert_eq!((limits.iops, limits.bandwidth), (Some(500), Some(60 << 20)));
         assert_eq!(request.policy.check(), Ok(()));
         for (context, text) in [
             (map(&[("cachingMode", "fast")]), "cachingMode"),
             (map(&[("ioDeadline", "-5m")]), "ioDeadline"),
         ] {
-            let refused = super::request("acct/dysks/v.vhd", &secret, &context, false);
+            let refused = super::request("acct/dysks/v.vhd", &secret, &context, &none, false);
             let refused = refused.expect_err("refused");
             assert!(refused.message().contains(text), "{refused}");
         }
-        let other = super::request("other/dysks/v.vhd", &secret, &HashMap::new(), false);
+        let other = super::request("other/dysks/v.vhd", &secret, &none, &none, false);
         assert_eq!(
             other.expect_err("refused").code(),
             tonic::Code::InvalidArgument

@@ -18,13 +18,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tonic::{Request, Response, Status};
 
-use super::capability;
 use super::locks::Locks;
 use super::v1::node_server::Node as NodeCalls;
 use super::v1::node_service_capability::{Rpc, Type, rpc};
 use super::v1::volume_capability::access_mode::Mode;
 use super::v1::volume_capability::{AccessMode, AccessType};
 use super::v1::*;
+use super::{capability, node_id, publishing};
 use crate::filesystem::Kind;
 use crate::node::AttachmentName;
 use crate::node::client::Client;
@@ -69,6 +69,17 @@ impl Node {
         self.handed().get(name) == Some(digest)
     }
 
+    /// Refuses what was published to another node.
+    fn is_meant(&self, published: &HashMap<String, String>) -> Result<(), Status> {
+        match published.get(publishing::NODE) {
+            Some(other) if *other != self.id => Err(Status::failed_precondition(format!(
+                "published to {other}, and this node is {}",
+                self.id
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn forget(&self, name: &AttachmentName) {
         self.handed().remove(name);
     }
@@ -79,13 +90,13 @@ impl Node {
 pub struct NodeService(Arc<Node>);
 
 impl NodeService {
-    /// That of the node called `id`, whose daemon listens at `socket`; `limit`
+    /// That of the node called `name`, whose daemon listens at `socket`; `limit`
     /// is the most volumes it takes, by its memory when `None`.
     #[must_use]
-    pub fn new(id: impl Into<String>, socket: &Path, limit: Option<u32>) -> Self {
+    pub fn new(name: &str, socket: &Path, limit: Option<u32>) -> Self {
         Self(Arc::new(Node {
             daemon: Client::new(socket),
-            id: id.into(),
+            id: node_id::of_this_machine(name),
             limit,
             locks: Locks::default(),
             handed: Mutex::default(),

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use tonic::Status;
 
 use super::{Node, Want, attach, blocking};
-use crate::csi::failure;
 use crate::csi::v1::{NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
+use crate::csi::{failure, publishing};
 use crate::mounts::{self, Mount};
 use crate::node::api::{Attachment, State};
 
@@ -33,18 +33,20 @@ pub async fn publish(node: &Node, asked: NodePublishVolumeRequest) -> Result<(),
     let attachment = attachment.ok_or_else(|| {
         Status::failed_precondition(format!("{volume_id}: not staged on this node"))
     })?;
-    check(&attachment, &want)?;
+    let read_only =
+        asked.readonly || want.reads_only() || publishing::reads_only(&asked.publish_context);
+    check(&attachment, read_only)?;
     if asked.secrets.contains_key("accountname") {
         let request = attach::request(
             volume_id,
             &asked.secrets,
             &asked.volume_context,
+            &asked.publish_context,
             attachment.read_only,
         )?;
         attach::renew_credential(node, &request).await?;
     }
     let device = attach::device(&attachment)?.to_owned();
-    let read_only = asked.readonly || want.reads_only();
     if matches!(want, Want::Block { .. }) && read_only && !attachment.read_only {
         return Err(Status::failed_precondition(format!(
             "{volume_id}: staged for writing: a raw block volume cannot be read-only \
@@ -63,7 +65,7 @@ pub async fn publish(node: &Node, asked: NodePublishVolumeRequest) -> Result<(),
     blocking(move || place.publish()).await
 }
 
-fn check(attachment: &Attachment, want: &Want) -> Result<(), Status> {
+fn check(attachment: &Attachment, read_only: bool) -> Result<(), Status> {
     let name = &attachment.name;
     if attachment.state != State::Attached {
         return Err(Status::unavailable(format!(
@@ -76,7 +78,7 @@ fn check(attachment: &Attachment, want: &Want) -> Result<(), Status> {
             "{name}: fenced: {reason}: end its pods on this node"
         )));
     }
-    if attachment.read_only && !want.reads_only() {
+    if attachment.read_only && !read_only {
         return Err(Status::failed_precondition(format!(
             "{name}: staged read-only"
         )));

@@ -30,8 +30,10 @@ pub async fn stage(node: &Node, asked: NodeStageVolumeRequest) -> Result<(), Sta
         volume_id,
         &asked.secrets,
         &asked.volume_context,
+        &asked.publish_context,
         want.reads_only(),
     )?;
+    node.is_meant(&asked.publish_context)?;
     let _held = node.locks.take(volume_id)?;
     let begun = Instant::now();
     let attachment = attach::attach(node, &request, &staging).await?;
@@ -62,6 +64,7 @@ pub async fn stage(node: &Node, asked: NodeStageVolumeRequest) -> Result<(), Sta
         attach_ms = attached.as_millis(),
         prepare_ms = (ready - attached).as_millis(),
         mount_ms = (mounted - ready).as_millis(),
+        grow_ms = (begun.elapsed() - mounted).as_millis(),
         formatted = prepared == Prepared::Formatted,
         "staged"
     );

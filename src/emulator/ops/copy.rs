@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 
-use super::put::{check_overwrite, install, kept_lease};
+use super::put::{check_overwrite, check_tier, install, kept_lease};
 use super::{locate, replace, source};
 use crate::emulator::clock;
 use crate::emulator::conditions::check_source;
-use crate::emulator::record::{Copy, CopyStatus, Record, Source};
+use crate::emulator::record::{Copy, CopyStatus, Kind, Record, Source};
 use crate::emulator::refusal::{self, Refusal};
 use crate::emulator::reply::Reply;
 use crate::emulator::request::Request;
@@ -41,6 +41,9 @@ pub(super) fn start(state: &Arc<State>, request: &Request) -> Result<Reply, Refu
         }
         blob.record.clone()
     };
+    if origin.kind == Kind::PageBlob {
+        check_tier(state, request)?;
+    }
     let container = state.store.container(&target.container)?;
     let (slot, _alive) = container.slot_for_create(&target.blob)?;
     let mut versions = slot.write();

@@ -34,6 +34,9 @@ pub(super) fn put_blob(state: &Arc<State>, request: &Request) -> Result<Reply, R
         _ => 0,
     };
     let metadata = request.metadata()?;
+    if kind == Kind::PageBlob {
+        check_tier(state, request)?;
+    }
     let container = state.store.container(&request.target.container)?;
     let (slot, _alive) = container.slot_for_create(&request.target.blob)?;
     let mut versions = slot.write();
@@ -67,6 +70,18 @@ pub(super) fn put_blob(state: &Arc<State>, request: &Request) -> Result<Reply, R
     // Freeing a large file takes its time; nobody has to wait for it.
     drop(old);
     Ok(reply)
+}
+
+/// A page blob has a tier in a premium account alone.
+pub(super) fn check_tier(state: &State, request: &Request) -> Result<(), Refusal> {
+    const TIERS: [&str; 9] = ["P4", "P6", "P10", "P15", "P20", "P30", "P40", "P50", "P60"];
+    let name = "x-ms-access-tier";
+    match request.header(name) {
+        Some(tier) if !state.settings().premium || !TIERS.contains(&tier) => {
+            Err(refusal::invalid_header(name, tier))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks that a new blob may take the place of the one there is, if any.

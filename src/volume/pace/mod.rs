@@ -13,8 +13,11 @@
 //! many requests the others have waiting. Within a volume requests go in the
 //! order in which they came, those that the store refused before them.
 //!
+//! Before all that comes the volume's own [`cap`], where its owner set one.
+//!
 //! Lease renewals and raises of the sequence number never come here.
 
+mod cap;
 mod lanes;
 mod limit;
 mod limits;
@@ -34,6 +37,7 @@ use tokio::time::Instant;
 
 use crate::blob::retry::MOST_ASKED;
 use crate::blob::{Advice, Attempt, Failure, StorageError};
+pub use cap::{Cap, Limits};
 use lanes::{Lanes, Next, Waiter};
 use meter::Meter;
 
