@@ -13,7 +13,7 @@ use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
 use super::v1::*;
-use super::{listing, modify, publishing, secrets, snapshots, volumes};
+use super::{failure, listing, modify, publishing, secrets, snapshots, volumes};
 
 /// The controller. It keeps nothing but which volumes it works on.
 #[derive(Debug, Default)]
@@ -117,14 +117,11 @@ impl Controller for ControllerService {
     ) -> Result<Response<ValidateVolumeCapabilitiesResponse>, Status> {
         let mut asked = request.into_inner();
         self.fill(&mut asked.secrets).await?;
-        if asked.volume_id.is_empty() {
-            return Err(Status::invalid_argument("volume id is missing"));
-        }
+        failure::given(&asked.volume_id, "volume id")?;
         if asked.volume_capabilities.is_empty() {
             return Err(Status::invalid_argument("volume capabilities are missing"));
         }
-        let handle = Handle::parse(&asked.volume_id)
-            .ok_or_else(|| Status::not_found(format!("{}: no such volume", asked.volume_id)))?;
+        let handle = Handle::named(&asked.volume_id)?;
         let context = &asked.volume_context;
         let account = secrets::open(
             &asked.secrets,

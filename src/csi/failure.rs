@@ -1,4 +1,4 @@
-//! Errors of the floors below as gRPC codes.
+//! Errors of the floors below, and of what a call leaves out, as gRPC codes.
 
 use std::io;
 use std::path::Path;
@@ -13,6 +13,17 @@ use crate::node::NodeError;
 use crate::node::api::ErrorCode;
 use crate::node::client::ClientError;
 use crate::volume::OpenError;
+
+/// Makes sure that a call gives a `value` for `what`.
+///
+/// # Errors
+/// INVALID_ARGUMENT names what is missing.
+pub fn given(value: &str, what: &str) -> Result<(), Status> {
+    if value.is_empty() {
+        return Err(Status::invalid_argument(format!("{what} is missing")));
+    }
+    Ok(())
+}
 
 /// A storage error as the caller's next step needs it.
 pub fn of_storage(error: &StorageError) -> Status {

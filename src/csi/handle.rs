@@ -4,6 +4,7 @@
 use std::fmt;
 
 use sha2::{Digest, Sha256};
+use tonic::Status;
 
 use crate::blob::reference::VolumeRef;
 
@@ -45,6 +46,14 @@ impl Handle {
             container: parsed.container?,
             blob: parsed.blob?,
         })
+    }
+
+    /// The volume that a call names.
+    ///
+    /// # Errors
+    /// NOT_FOUND: it is no handle, so there is no such volume.
+    pub fn named(id: &str) -> Result<Self, Status> {
+        Self::parse(id).ok_or_else(|| Status::not_found(format!("{id}: no such volume")))
     }
 
     /// The handle of the volume called `name`: no two names share one.

@@ -137,9 +137,7 @@ pub async fn get(
     secret: &HashMap<String, String>,
     asked: ControllerGetVolumeRequest,
 ) -> Result<ControllerGetVolumeResponse, Status> {
-    if asked.volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
+    failure::given(&asked.volume_id, "volume id")?;
     let nowhere = || Status::not_found(format!("{}: no such volume", asked.volume_id));
     let handle = Handle::parse(&asked.volume_id).ok_or_else(nowhere)?;
     let account = secrets::open(secret, None, None).await?;

@@ -26,11 +26,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// attached has taken the limits up, or that none has it attached, so that they
 /// hold from the next attach on.
 pub async fn modify(locks: &Locks, asked: ControllerModifyVolumeRequest) -> Result<(), Status> {
-    if asked.volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
-    let handle = Handle::parse(&asked.volume_id)
-        .ok_or_else(|| Status::not_found(format!("{}: no such volume", asked.volume_id)))?;
+    failure::given(&asked.volume_id, "volume id")?;
+    let handle = Handle::named(&asked.volume_id)?;
     let settings = parameters::settings(&asked.mutable_parameters)?;
     let _held = locks.take(&handle)?;
     let account = secrets::open(&asked.secrets, None, None).await?;

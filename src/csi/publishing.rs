@@ -43,20 +43,15 @@ pub async fn publish(
     locks: &Locks,
     asked: ControllerPublishVolumeRequest,
 ) -> Result<ControllerPublishVolumeResponse, Status> {
-    if asked.volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
-    if asked.node_id.is_empty() {
-        return Err(Status::invalid_argument("node id is missing"));
-    }
+    failure::given(&asked.volume_id, "volume id")?;
+    failure::given(&asked.node_id, "node id")?;
     let Some(capability) = &asked.volume_capability else {
         return Err(Status::invalid_argument("volume capability is missing"));
     };
     if let Some(reason) = capability::unsupported(capability) {
         return Err(Status::invalid_argument(reason));
     }
-    let handle = Handle::parse(&asked.volume_id)
-        .ok_or_else(|| Status::not_found(format!("{}: no such volume", asked.volume_id)))?;
+    let handle = Handle::named(&asked.volume_id)?;
     let _held = locks.take(&handle)?;
     let value = |key: &str| asked.volume_context.get(key).map(String::as_str);
     let account = secrets::open(&asked.secrets, value("endpoint"), value("realm")).await?;
@@ -94,21 +89,14 @@ pub async fn unpublish(
     locks: &Locks,
     asked: ControllerUnpublishVolumeRequest,
 ) -> Result<(), Status> {
-    if asked.volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
+    failure::given(&asked.volume_id, "volume id")?;
     // A handle that is none names a volume that is nowhere.
     let Some(handle) = Handle::parse(&asked.volume_id) else {
         return Ok(());
     };
     let _held = locks.take(&handle)?;
     let account = secrets::open(&asked.secrets, None, None).await?;
-    if account.name() != handle.account {
-        return Err(Status::invalid_argument(format!(
-            "{handle}: the secret is that of account {}",
-            account.name()
-        )));
-    }
+    secrets::are_of(&handle.account, account.name(), &handle)?;
     let blob = account.page_blob(&handle.container, &handle.blob);
     let node = Some(asked.node_id.as_str()).filter(|node| !node.is_empty());
     volume::unpublish(&blob, node, ATTEMPT_DEADLINE)

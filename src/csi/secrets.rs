@@ -2,6 +2,7 @@
 //! `endpoint`. Nothing here is printed or handed on.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io::Read;
 use std::path::Path;
 
@@ -54,6 +55,20 @@ pub async fn open(
     account::open(&spec(secrets, endpoint, realm)?)
         .await
         .map_err(|error| failure::of_account(&error))
+}
+
+/// Makes sure that the Secret, which is that of account `given`, is of `account`,
+/// in which `what` lies.
+///
+/// # Errors
+/// INVALID_ARGUMENT: it is another account's.
+pub fn are_of(account: &str, given: &str, what: &impl Display) -> Result<(), Status> {
+    if given == account {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "{what}: the secret is that of account {given}"
+    )))
 }
 
 /// The account of `secrets`, as the daemon is told it.

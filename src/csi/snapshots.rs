@@ -84,12 +84,8 @@ async fn found(account: &Account, container: &str, prefix: &str) -> Result<Vec<F
 
 /// CreateSnapshot. A name is one volume's within its container.
 pub async fn create(locks: &Locks, asked: CreateSnapshotRequest) -> Result<Snapshot, Status> {
-    if asked.name.is_empty() {
-        return Err(Status::invalid_argument("name is missing"));
-    }
-    if asked.source_volume_id.is_empty() {
-        return Err(Status::invalid_argument("source volume id is missing"));
-    }
+    failure::given(&asked.name, "name")?;
+    failure::given(&asked.source_volume_id, "source volume id")?;
     if let Some(name) = asked
         .parameters
         .keys()
@@ -99,8 +95,7 @@ pub async fn create(locks: &Locks, asked: CreateSnapshotRequest) -> Result<Snaps
             "parameter {name}: there is no such parameter"
         )));
     }
-    let handle = Handle::parse(&asked.source_volume_id)
-        .ok_or_else(|| Status::not_found(format!("{}: no such volume", asked.source_volume_id)))?;
+    let handle = Handle::named(&asked.source_volume_id)?;
     let _held = locks.take(&format!("snapshot {}", asked.name))?;
     let account = secrets::open(&asked.secrets, None, None).await?;
     look(&account, &handle).await?;
@@ -131,20 +126,13 @@ pub async fn create(locks: &Locks, asked: CreateSnapshotRequest) -> Result<Snaps
 
 /// DeleteSnapshot.
 pub async fn delete(locks: &Locks, asked: DeleteSnapshotRequest) -> Result<(), Status> {
-    if asked.snapshot_id.is_empty() {
-        return Err(Status::invalid_argument("snapshot id is missing"));
-    }
+    failure::given(&asked.snapshot_id, "snapshot id")?;
     let Some(snapshot) = SnapshotHandle::parse(&asked.snapshot_id) else {
         return Ok(());
     };
     let _held = locks.take(&snapshot)?;
     let account = secrets::open(&asked.secrets, None, None).await?;
-    if account.name() != snapshot.volume.account {
-        return Err(Status::invalid_argument(format!(
-            "{snapshot}: the secret is that of account {}",
-            account.name()
-        )));
-    }
+    secrets::are_of(&snapshot.volume.account, account.name(), &snapshot)?;
     let volume = &snapshot.volume;
     let blob = account.page_blob(&volume.container, &volume.blob);
     volume::delete_snapshot(&blob, &snapshot.time, ATTEMPT_DEADLINE)
@@ -154,9 +142,7 @@ pub async fn delete(locks: &Locks, asked: DeleteSnapshotRequest) -> Result<(), S
 
 /// GetSnapshot.
 pub async fn get(asked: GetSnapshotRequest) -> Result<Snapshot, Status> {
-    if asked.snapshot_id.is_empty() {
-        return Err(Status::invalid_argument("snapshot id is missing"));
-    }
+    failure::given(&asked.snapshot_id, "snapshot id")?;
     let nowhere = || Status::not_found(format!("{}: no such snapshot", asked.snapshot_id));
     let wanted = SnapshotHandle::parse(&asked.snapshot_id).ok_or_else(nowhere)?;
     let account = secrets::open(&asked.secrets, None, None).await?;

@@ -148,9 +148,7 @@ async fn source(
 
 /// CreateVolume.
 pub async fn create(locks: &Locks, asked: CreateVolumeRequest) -> Result<Volume, Status> {
-    if asked.name.is_empty() {
-        return Err(Status::invalid_argument("name is missing"));
-    }
+    failure::given(&asked.name, "name")?;
     capability::check(&asked.volume_capabilities)?;
     parameters::settings(&asked.mutable_parameters)?;
     let mut parameters = Parameters::parse(&asked.parameters)?;
@@ -283,21 +281,14 @@ async fn find(blob: &PageBlob, metadata: &[(String, String)]) -> Result<Option<b
 
 /// DeleteVolume.
 pub async fn delete(locks: &Locks, asked: DeleteVolumeRequest) -> Result<(), Status> {
-    if asked.volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
+    failure::given(&asked.volume_id, "volume id")?;
     // A handle that is none names a volume that is not there.
     let Some(handle) = Handle::parse(&asked.volume_id) else {
         return Ok(());
     };
     let _held = locks.take(&handle)?;
     let account = secrets::open(&asked.secrets, None, None).await?;
-    if account.name() != handle.account {
-        return Err(Status::invalid_argument(format!(
-            "{handle}: the secret is that of account {}",
-            account.name()
-        )));
-    }
+    secrets::are_of(&handle.account, account.name(), &handle)?;
     let blob = account.page_blob(&handle.container, &handle.blob);
     match volume::delete(&blob, ATTEMPT_DEADLINE).await {
         Ok(()) => {}
@@ -314,15 +305,12 @@ pub async fn expand(
     locks: &Locks,
     asked: ControllerExpandVolumeRequest,
 ) -> Result<ControllerExpandVolumeResponse, Status> {
-    if asked.volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
+    failure::given(&asked.volume_id, "volume id")?;
     if asked.capacity_range.is_none() {
         return Err(Status::invalid_argument("capacity range is missing"));
     }
     let capacity = Capacity::parse(asked.capacity_range.as_ref())?;
-    let handle = Handle::parse(&asked.volume_id)
-        .ok_or_else(|| Status::not_found(format!("{}: no such volume", asked.volume_id)))?;
+    let handle = Handle::named(&asked.volume_id)?;
     let _held = locks.take(&handle)?;
     let account = secrets::open(&asked.secrets, None, None).await?;
     let disk = look(&account, &handle).await?;

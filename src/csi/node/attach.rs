@@ -62,16 +62,10 @@ pub fn request(
     published: &HashMap<String, String>,
     read_only: bool,
 ) -> Result<AttachRequest, Status> {
-    let handle = Handle::parse(volume_id)
-        .ok_or_else(|| Status::not_found(format!("{volume_id}: no such volume")))?;
+    let handle = Handle::named(volume_id)?;
     let value = |key: &str| context.get(key).map(String::as_str);
     let account = secrets::spec(given, value("endpoint"), value("realm"))?;
-    if account.name != handle.account {
-        return Err(Status::invalid_argument(format!(
-            "{handle}: the secret is that of account {}",
-            account.name
-        )));
-    }
+    secrets::are_of(&handle.account, &account.name, &handle)?;
     let wrong = |key: &str| {
         Status::invalid_argument(format!("volume context {key}: its value is not understood"))
     };

@@ -24,7 +24,7 @@ use super::v1::node_service_capability::{Rpc, Type, rpc};
 use super::v1::volume_capability::access_mode::Mode;
 use super::v1::volume_capability::{AccessMode, AccessType};
 use super::v1::*;
-use super::{capability, node_id, publishing};
+use super::{capability, failure, node_id, publishing};
 use crate::filesystem::Kind;
 use crate::node::AttachmentName;
 use crate::node::client::Client;
@@ -172,9 +172,7 @@ impl Want {
 
 /// An absolute path of a request.
 fn path(what: &str, text: &str) -> Result<PathBuf, Status> {
-    if text.is_empty() {
-        return Err(Status::invalid_argument(format!("{what} is missing")));
-    }
+    failure::given(text, what)?;
     let path = PathBuf::from(text);
     let plain = path.is_absolute()
         && path

@@ -16,9 +16,7 @@ use crate::node::api::{Attachment, State};
 /// NodePublishVolume.
 pub async fn publish(node: &Node, asked: NodePublishVolumeRequest) -> Result<(), Status> {
     let volume_id = asked.volume_id.as_str();
-    if volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
+    failure::given(volume_id, "volume id")?;
     let target = super::path("target path", &asked.target_path)?;
     let want = Want::of(asked.volume_capability.as_ref())?;
     if asked.staging_target_path.is_empty() {
@@ -191,9 +189,7 @@ impl Place {
 
 /// NodeUnpublishVolume.
 pub async fn unpublish(node: &Node, asked: NodeUnpublishVolumeRequest) -> Result<(), Status> {
-    if asked.volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
+    failure::given(&asked.volume_id, "volume id")?;
     let target = super::path("target path", &asked.target_path)?;
     let _held = node.locks.take(&asked.volume_id)?;
     blocking(move || {

@@ -21,9 +21,7 @@ use crate::node::api::Attachment;
 /// NodeStageVolume.
 pub async fn stage(node: &Node, asked: NodeStageVolumeRequest) -> Result<(), Status> {
     let volume_id = asked.volume_id.as_str();
-    if volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
+    failure::given(volume_id, "volume id")?;
     let staging = super::path("staging target path", &asked.staging_target_path)?;
     let want = Want::of(asked.volume_capability.as_ref())?;
     let request = attach::request(
@@ -134,9 +132,7 @@ fn text(path: &Path) -> Result<String, Status> {
 
 /// NodeUnstageVolume.
 pub async fn unstage(node: &Node, asked: NodeUnstageVolumeRequest) -> Result<(), Status> {
-    if asked.volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
+    failure::given(&asked.volume_id, "volume id")?;
     let staging: PathBuf = super::path("staging target path", &asked.staging_target_path)?;
     let name = attach::name_of(&asked.volume_id)?;
     let _held = node.locks.take(&asked.volume_id)?;

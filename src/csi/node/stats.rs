@@ -23,12 +23,8 @@ async fn find(
     volume_id: &str,
     path: &str,
 ) -> Result<(Attachment, Mount, PathBuf), Status> {
-    if volume_id.is_empty() {
-        return Err(Status::invalid_argument("volume id is missing"));
-    }
-    if path.is_empty() {
-        return Err(Status::invalid_argument("volume path is missing"));
-    }
+    failure::given(volume_id, "volume id")?;
+    failure::given(path, "volume path")?;
     let nowhere = || Status::not_found(format!("{volume_id}: not at {path} on this node"));
     let name = attach::name_of(volume_id)?;
     let attachment = attach::look(node, &name).await?;
