@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::support::node::{ACCOUNT, Node, Store, eventually};
+use crate::support::node::{ACCOUNT, Node, Store, end_at, eventually};
 use bytes::Bytes;
 use dysk::blob::vhd::Layout;
 use dysk::blob::{Checksum, Conditions, LeaseId, LeaseState, PageBlob, Range};
@@ -13,32 +13,6 @@ use dysk::volume::{self, Copied, CopyPlan, OpenOptions, Volume};
 const DEADLINE: Duration = Duration::from_secs(10);
 const OLD: u64 = 1 << 20;
 const NEW: u64 = 3 << 20;
-
-fn rule(operation: Operation, skip: u64, effect: Effect) -> Rule {
-    Rule {
-        operation: Some(operation),
-        container: None,
-        blob: None,
-        range: None,
-        probability: 1.0,
-        skip,
-        count: Some(1),
-        seed: None,
-        effect,
-    }
-}
-
-/// An answer after which nothing is tried again: as if the caller had died
-/// there, before or after the request took effect.
-fn end_at(operation: Operation, skip: u64, applied: bool) -> Rule {
-    let effect = Effect::Status {
-        status: 400,
-        code: "InjectedEnd".into(),
-        retry_after: None,
-        applied,
-    };
-    rule(operation, skip, effect)
-}
 
 fn write(store: &Store, blob: &PageBlob, offset: u64, byte: u8) {
     let data = Bytes::from(vec![byte; 512]);
@@ -178,7 +152,10 @@ fn a_resize_that_comes_late_does_not_shrink_what_has_grown_since() {
     let blob = store.blob("late.vhd");
     let late = Effect::late(Duration::from_millis(700));
     let faults = store.running.faults();
-    faults.set(vec![rule(Operation::SetBlobProperties, 1, late)]);
+    faults.set(vec![Rule {
+        skip: 1,
+        ..Rule::on(Operation::SetBlobProperties, late).times(1)
+    }]);
     let grow = |to| store.block_on(volume::grow(&blob, to, DEADLINE));
     assert_eq!(grow(NEW).expect("it grows"), NEW);
     assert_eq!(grow(2 * NEW).expect("it grows again"), 2 * NEW);
@@ -229,7 +206,7 @@ fn a_snapshot_whose_answer_is_lost_is_taken_once() {
     store.hold_lease("snap.vhd");
     let blob = store.blob("snap.vhd");
     let name = "nightly / \u{fc} \"1\"";
-    let lost = rule(Operation::SnapshotBlob, 0, Effect::ResetAfter);
+    let lost = Rule::on(Operation::SnapshotBlob, Effect::ResetAfter).times(1);
     store.running.faults().set(vec![lost]);
     let take = || store.block_on(volume::create_snapshot(&blob, name, DEADLINE));
     let first = take().expect("it is found again");
@@ -274,7 +251,7 @@ fn a_copy_shares_nothing_with_its_source_and_may_be_larger() {
     let (store, source) = with_source();
     store.hold_lease("source.vhd");
     let new = store.blob("copy.vhd");
-    let lost = rule(Operation::CopyBlob, 0, Effect::ResetAfter);
+    let lost = Rule::on(Operation::CopyBlob, Effect::ResetAfter).times(1);
     store.running.faults().set(vec![lost]);
     let mut last = (0, 0);
     let mut copy = |mark| {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::support::node::{ACCOUNT, Node, Store, eventually};
+use crate::support::node::{ACCOUNT, Node, Store, end_at, eventually};
 use bytes::Bytes;
 use dysk::blob::vhd::Layout;
 use dysk::blob::{Checksum, Conditions, LeaseId, PageBlob, Range, SequenceNumber};
@@ -16,32 +16,6 @@ use dysk::volume::{self, Caching, OpenOptions, StagingOptions, Volume};
 const DEADLINE: Duration = Duration::from_secs(10);
 const OLD: u64 = 1 << 20;
 const NEW: u64 = 3 << 20;
-
-fn rule(operation: Operation, skip: u64, effect: Effect) -> Rule {
-    Rule {
-        operation: Some(operation),
-        container: None,
-        blob: None,
-        range: None,
-        probability: 1.0,
-        skip,
-        count: Some(1),
-        seed: None,
-        effect,
-    }
-}
-
-/// An answer after which nothing is tried again, before or after the request
-/// took effect.
-fn end_at(operation: Operation, applied: bool) -> Rule {
-    let effect = Effect::Status {
-        status: 400,
-        code: "InjectedEnd".into(),
-        retry_after: None,
-        applied,
-    };
-    rule(operation, 0, effect)
-}
 
 fn page(byte: u8) -> Bytes {
     Bytes::from(vec![byte; 512])
@@ -94,7 +68,10 @@ fn growing_in_use_that_ends_anywhere_leaves_the_old_disk_or_the_new() {
                     write(&volume, 0, 1).await;
                     write(&volume, OLD - 512, 2).await;
                 });
-                store.running.faults().set(vec![end_at(operation, applied)]);
+                store
+                    .running
+                    .faults()
+                    .set(vec![end_at(operation, 0, applied)]);
                 let ended = store.block_on(volume.grow(NEW));
                 ended.expect_err("the injected end");
                 assert_eq!(store.running.faults().report()[0].struck, 1, "{name}");
@@ -135,17 +112,13 @@ fn another_size_after_an_end_half_way_goes_over_the_first() {
     let store = Store::start();
     store.create("twice.vhd", OLD);
     let volume = open(&store, "twice.vhd", &LeaseId::random(), false);
-    let end = end_at(Operation::ClearPages, false);
+    let end = end_at(Operation::ClearPages, 0, false);
     store.running.faults().set(vec![end]);
     let ended = store.block_on(volume.grow(NEW));
     ended.expect_err("the injected end");
     // The blob has the first size and no footer: ended once more, now before
     // the second size, it must not be taken for a raw disk.
-    let end = rule(
-        Operation::SetBlobProperties,
-        0,
-        Effect::status(400, "InjectedEnd"),
-    );
+    let end = end_at(Operation::SetBlobProperties, 0, false);
     store.running.faults().set(vec![end]);
     let ended = store.block_on(volume.grow(2 * NEW));
     ended.expect_err("the injected end");
@@ -211,7 +184,7 @@ fn the_old_footers_place_is_never_emptied_after_it_was_written_to() {
     store.create("late.vhd", OLD);
     let volume = open(&store, "late.vhd", &LeaseId::random(), false);
     let faults = store.running.faults();
-    faults.set(vec![rule(Operation::ClearPages, 0, late())]);
+    faults.set(vec![Rule::on(Operation::ClearPages, late()).times(1)]);
     store.block_on(async {
         assert_eq!(volume.grow(NEW).await.expect("it grows"), NEW);
         // The place of the old footer is the disk's first new page.
@@ -238,7 +211,7 @@ fn without_the_raise_the_late_emptying_would_take_what_was_written() {
         };
         let old_footer = Range::at(OLD, 512);
         let faults = store.running.faults();
-        faults.set(vec![rule(Operation::ClearPages, 0, late())]);
+        faults.set(vec![Rule::on(Operation::ClearPages, late()).times(1)]);
         let first = blob.clear_pages(old_footer, &fence, DEADLINE).await;
         first.expect_err("its answer is lost");
         let again = blob.clear_pages(old_footer, &fence, DEADLINE).await;
@@ -259,7 +232,9 @@ fn a_resize_that_comes_late_does_not_shrink_a_disk_in_use() {
     store.create("shrink.vhd", OLD);
     let volume = open(&store, "shrink.vhd", &LeaseId::random(), false);
     let faults = store.running.faults();
-    faults.set(vec![rule(Operation::SetBlobProperties, 0, late())]);
+    faults.set(vec![
+        Rule::on(Operation::SetBlobProperties, late()).times(1),
+    ]);
     store.block_on(async {
         assert_eq!(volume.grow(NEW).await.expect("it grows"), NEW);
         assert_eq!(volume.grow(2 * NEW).await.expect("again"), 2 * NEW);
@@ -335,8 +310,7 @@ fn a_store_that_does_not_answer_holds_writes_for_a_bounded_time() {
     let store = Store::start();
     store.create("silent.vhd", OLD);
     let volume = open(&store, "silent.vhd", &LeaseId::random(), false);
-    let mut silent = rule(Operation::SetBlobMetadata, 0, Effect::ResetBefore);
-    silent.count = None;
+    let silent = Rule::on(Operation::SetBlobMetadata, Effect::ResetBefore);
     store.running.faults().set(vec![silent]);
     store.block_on(async {
         let other = volume.clone();
@@ -482,12 +456,14 @@ fn a_snapshot_that_is_not_answered_lets_writes_go_on_and_is_taken_once() {
     };
     // An answer that is lost: it is found again.
     let faults = store.running.faults();
-    faults.set(vec![rule(Operation::SnapshotBlob, 0, Effect::ResetAfter)]);
+    faults.set(vec![
+        Rule::on(Operation::SnapshotBlob, Effect::ResetAfter).times(1),
+    ]);
     let found = store.block_on(volume.snapshot("lost")).expect("found");
     assert_eq!(found.name.as_deref(), Some("lost"));
     assert_eq!(list(), 1);
     // One that comes late, after a write: it is refused, not of another moment.
-    faults.set(vec![rule(Operation::SnapshotBlob, 0, late())]);
+    faults.set(vec![Rule::on(Operation::SnapshotBlob, late()).times(1)]);
     store.block_on(async {
         let text = volume
             .snapshot("late")
@@ -505,7 +481,7 @@ fn a_snapshot_that_is_not_answered_lets_writes_go_on_and_is_taken_once() {
         delay: "60s".parse().expect("a span"),
         after: false,
     };
-    faults.set(vec![rule(Operation::SnapshotBlob, 0, stall)]);
+    faults.set(vec![Rule::on(Operation::SnapshotBlob, stall).times(1)]);
     store.block_on(async {
         let other = volume.clone();
         let taking = tokio::spawn(async move { other.snapshot("stalled").await });

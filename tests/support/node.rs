@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use dysk::blob::source::CredentialSource;
 use dysk::blob::{Conditions, LeaseId, LeaseState, PageBlob};
-use dysk::emulator::{Config, DEFAULT_ACCOUNT, DEFAULT_KEY, Emulator, Running, Storage};
+use dysk::emulator::{
+    Config, DEFAULT_ACCOUNT, DEFAULT_KEY, Effect, Emulator, Operation, Rule, Running, Storage,
+};
 use dysk::nbd::server::Server;
 use dysk::nbd::transmission::Stop;
 use dysk::node::account::open_blob;
@@ -31,6 +33,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long requests may take to end when a device is taken by force.
 const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// An answer after which nothing is tried again: as if the caller had died
+/// there, before or after the request took effect. The first `skip` are spared.
+pub fn end_at(operation: Operation, skip: u64, applied: bool) -> Rule {
+    let effect = Effect::Status {
+        status: 400,
+        code: "InjectedEnd".into(),
+        retry_after: None,
+        applied,
+    };
+    Rule {
+        skip,
+        ..Rule::on(operation, effect).times(1)
+    }
+}
 
 /// Waits until `condition` holds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {

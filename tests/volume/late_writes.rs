@@ -8,16 +8,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::support::emulated;
 use bytes::Bytes;
-use dysk::blob::vhd::Layout;
-use dysk::blob::{
-    Account, AccountConfig, Checksum, Conditions, Credential, LeaseId, PageBlob, SharedKey,
-};
+use dysk::blob::{Checksum, Conditions, LeaseId, PageBlob};
 use dysk::device::BlockDevice;
-use dysk::emulator::{
-    Config, DEFAULT_ACCOUNT, DEFAULT_KEY, Effect, Emulator, LateStats, Operation, Rule, Running,
-};
-use dysk::volume::{OpenOptions, Volume, create};
+use dysk::emulator::{Effect, LateStats, Operation, Rule, Running};
+use dysk::volume::{OpenOptions, Volume};
 
 const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 64;
@@ -37,25 +33,7 @@ const SEED: u64 = 2026;
 /// A store, and an empty blob in it that page writes to from now on may reach
 /// late.
 async fn store() -> (Running, PageBlob) {
-    let emulator = Emulator::start(Config::default()).expect("the emulator starts");
-    let account = Account::new(AccountConfig {
-        name: DEFAULT_ACCOUNT.into(),
-        endpoint: emulator.url().into(),
-        credential: Credential::SharedKey(SharedKey::from_base64(DEFAULT_KEY).expect("a key")),
-        ca_file: None,
-        connect_timeout: DEADLINE,
-        max_connections: 64,
-        idle_timeout: Duration::from_secs(30),
-    })
-    .expect("a good configuration");
-    account
-        .create_container("dysks", DEADLINE)
-        .await
-        .expect("the container is made");
-    let blob = account.page_blob("dysks", "late.img");
-    create(&blob, BLOCKS * BLOCK, Layout::Raw, DEADLINE)
-        .await
-        .expect("the blob is made");
+    let (emulator, blob) = emulated::blob("late.img", BLOCKS * BLOCK).await;
     let late = Effect::late(DELAY);
     println!("seed {SEED}");
     emulator

@@ -11,6 +11,7 @@ mod stuck_requests;
 
 #[path = "../support"]
 mod support {
+    pub mod emulated;
     pub mod nbd_peer;
     pub mod sim_store;
 }

@@ -5,19 +5,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::emulated;
 use crate::support::nbd_peer::{Peer, Transmission, request, soon, until};
-use dysk::blob::vhd::Layout;
-use dysk::blob::{Account, AccountConfig, Credential, LeaseId, PageBlob, SharedKey};
-use dysk::emulator::{
-    Config, DEFAULT_ACCOUNT, DEFAULT_KEY, Effect, Emulator, Operation, Rule, Running, Span,
-};
+use dysk::blob::LeaseId;
+use dysk::emulator::{Effect, Operation, Rule, Running, Span};
 use dysk::nbd::transmission::{Ended, Limits, Session, SessionError, Stop, transmit};
 use dysk::nbd::wire::request::Command;
-use dysk::volume::{Caching, OpenOptions, StagingOptions, Volume, create};
+use dysk::volume::{Caching, OpenOptions, StagingOptions, Volume};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-const DEADLINE: Duration = Duration::from_secs(5);
 /// Longer than the test: what the store has stuck stays so.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 /// What the rules strike; all else is left alone.
@@ -36,22 +33,7 @@ struct Rig {
 }
 
 async fn rig(caching: Caching) -> Rig {
-    let emulator = Emulator::start(Config::default()).expect("the emulator starts");
-    let account = Account::new(AccountConfig {
-        name: DEFAULT_ACCOUNT.into(),
-        endpoint: emulator.url().into(),
-        credential: Credential::SharedKey(SharedKey::from_base64(DEFAULT_KEY).expect("a key")),
-        ca_file: None,
-        connect_timeout: DEADLINE,
-        max_connections: 64,
-        idle_timeout: Duration::from_secs(30),
-    })
-    .expect("a good configuration");
-    let made = account.create_container("dysks", DEADLINE).await;
-    made.expect("the container is made");
-    let blob: PageBlob = account.page_blob("dysks", "disk.img");
-    let made = create(&blob, 4 << 20, Layout::Raw, DEADLINE).await;
-    made.expect("the blob is made");
+    let (emulator, blob) = emulated::blob("disk.img", 4 << 20).await;
     let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
     let options = OpenOptions {
         attempt_deadline: FOR_EVER,

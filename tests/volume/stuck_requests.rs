@@ -5,18 +5,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::emulated;
 use crate::support::nbd_peer;
 use crate::support::nbd_peer::{Peer, request, soon, until};
 use bytes::Bytes;
-use dysk::blob::vhd::Layout;
-use dysk::blob::{Account, AccountConfig, Credential, LeaseId, PageBlob, SharedKey};
+use dysk::blob::{LeaseId, PageBlob};
 use dysk::device::{BlockDevice, DeviceError, Extent, Geometry, ReadData};
-use dysk::emulator::{
-    Config, DEFAULT_ACCOUNT, DEFAULT_KEY, Effect, Emulator, Operation, Rule, Running,
-};
+use dysk::emulator::{Effect, Operation, Rule, Running};
 use dysk::nbd::transmission::{ByteBudget, Ended, Limits, Session, SessionError, Stop, transmit};
 use dysk::nbd::wire::request::Command;
-use dysk::volume::{Caching, OpenOptions, StagingOptions, Volume, create};
+use dysk::volume::{Caching, OpenOptions, StagingOptions, Volume};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
@@ -27,31 +25,11 @@ const TRIMMED: u64 = BLOCKS * BLOCK;
 /// Requests of one generation: writes, a read, a trim and a flush.
 const REQUESTS: u64 = BLOCKS + 3;
 const GENERATIONS: u8 = 20;
-const DEADLINE: Duration = Duration::from_secs(5);
 /// One attempt at the store; several fit into the outage.
 const ATTEMPT: Duration = Duration::from_millis(200);
 
 async fn store() -> (Running, PageBlob) {
-    let emulator = Emulator::start(Config::default()).expect("the emulator starts");
-    let account = Account::new(AccountConfig {
-        name: DEFAULT_ACCOUNT.into(),
-        endpoint: emulator.url().into(),
-        credential: Credential::SharedKey(SharedKey::from_base64(DEFAULT_KEY).expect("a key")),
-        ca_file: None,
-        connect_timeout: DEADLINE,
-        max_connections: 64,
-        idle_timeout: Duration::from_secs(30),
-    })
-    .expect("a good configuration");
-    account
-        .create_container("dysks", DEADLINE)
-        .await
-        .expect("the container is made");
-    let blob = account.page_blob("dysks", "stuck.img");
-    create(&blob, 1 << 20, Layout::Raw, DEADLINE)
-        .await
-        .expect("the blob is made");
-    (emulator, blob)
+    emulated::blob("stuck.img", 1 << 20).await
 }
 
 async fn open(blob: &PageBlob, caching: Caching, folder: &tempfile::TempDir) -> Arc<Volume> {
