@@ -32,7 +32,7 @@ bench: ## Ratios inside one run; see docs/performance.md.
 	$(CARGO) bench
 
 soak: ## The long forms of what test does briefly; seeds are printed and replay a run.
-	tests/setup test
+	tests/setup soak
 	$(CARGO) build --bins --tests
 	DYSK_SIM_HISTORIES=30000 $(CARGO) test --test simulation
 	DYSK_LATE_ROUNDS=1000 $(CARGO) test --test volume late_writes::
@@ -41,6 +41,7 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	DYSK_DATABASE_CUTS=20 $(CARGO) test --test kernel databases:: -- --nocapture
 	DYSK_OUTAGE_SECONDS=600 $(CARGO) test --test kernel storms:: -- --nocapture
 	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel disks:: -- --nocapture
+	$(CARGO) test --test deploy cluster:: -- --ignored --nocapture
 	DYSK_TIMES_MEMORY=10 $(CARGO) test --test kernel memory:: -- --nocapture
 
 audit: ## Licences, bans and advisories by cargo-deny; fetches the advisory database.

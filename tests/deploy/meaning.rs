@@ -138,6 +138,8 @@ fn every_parameter_is_one_that_the_driver_knows() {
         let objects = objects(values);
         let classes = of_kind(&objects, "StorageClass").map(|class| (class, &sidecar));
         let snapshots = of_kind(&objects, "VolumeSnapshotClass").map(|class| (class, &snapshotter));
+        let groups = of_kind(&objects, "VolumeGroupSnapshotClass");
+        let snapshots = snapshots.chain(groups.map(|class| (class, &snapshotter)));
         for (class, sidecar) in classes.chain(snapshots) {
             for (name, value) in class["parameters"].as_object().expect("parameters") {
                 assert!(value.is_string(), "{name}: {value}");
@@ -205,14 +207,18 @@ fn rights(objects: &[Value], skip: &[&str]) -> Rights {
 
 /// What a sidecar's own documentation says it needs, but for what serves features
 /// that are not used here.
-fn needed(sidecar: &str) -> Rights {
+fn needed(container: &Value) -> Rights {
+    let sidecar = image_name(container);
+    let groups = strings(&container["args"])
+        .iter()
+        .any(|argument| argument.contains("CSIVolumeGroupSnapshot=true"));
     let unused: &[&str] = match sidecar {
         // Capacity is not published: any account takes any volume.
         "csi-provisioner" => &["csistoragecapacities", "pods", "replicasets"],
         // --handle-volume-inuse-error=false looks for no pods.
         "csi-resizer" => &["pods"],
         // Groups of volumes are a feature of their own.
-        "csi-snapshotter" => &[
+        "csi-snapshotter" if !groups => &[
             "volumegroupsnapshotclasses",
             "volumegroupsnapshotcontents",
             "volumegroupsnapshotcontents/status",
@@ -236,7 +242,7 @@ fn the_controller_may_do_what_its_sidecars_need_and_nothing_else() {
         for container in containers(controller) {
             let sidecar = image_name(container);
             if prepared(sidecar, "options").is_some() {
-                need.extend(needed(sidecar));
+                need.extend(needed(container));
             }
         }
         if !containers(controller).any(|container| image_name(container) == "csi-snapshotter") {

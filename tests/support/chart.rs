@@ -39,6 +39,7 @@ pub const VALUE_SETS: [(&str, &[&str]); 6] = [
             "imagePullSecrets={registry}",
             "controller.podLabels.team=storage",
             "controller.mountSecret=true",
+            "sidecars.snapshotter.groupSnapshots=true",
             "node.maxVolumes=64",
             "controller.podAnnotations.note=x",
             "volumeSnapshotClass.default=true",
