@@ -27,7 +27,7 @@ lint:
 	git ls-files -z tests .ci deploy | xargs -0 grep -lZ '^#!/bin/\(ba\)\?sh' | xargs -0 -r shellcheck -x
 
 bench: ## Ratios inside one run; see docs/performance.md.
-	tests/setup test
+	tests/setup bench
 	$(CARGO) build --release --bins
 	$(CARGO) bench
 

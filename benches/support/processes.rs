@@ -18,6 +18,20 @@ pub const SIZE: u64 = 256 << 20;
 const STREAM: u64 = 1 << 30;
 const RAMP: u64 = 1;
 
+/// What one would script.
+const SCRIPT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/benches/support/page_blob.py"
+);
+
+/// Where `tests/setup` has put Azure's SDK.
+fn packages() -> PathBuf {
+    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/venv/lib");
+    let python = std::fs::read_dir(&lib).expect("tests/setup made build/venv");
+    let python = python.flatten().next().expect("a Python");
+    python.path().join("site-packages")
+}
+
 /// A process that ends with the bench.
 pub struct Running(Child);
 
@@ -138,6 +152,18 @@ impl Servers {
                 let mut command = Command::new("qemu-nbd");
                 command.args(["-f", "raw", "-t", "-e", "8", "--cache=writeback", "-k"]);
                 command.arg(socket).arg(&image);
+                command
+            }
+            Who::Script => {
+                self.create("script");
+                let mut command = Command::new("nbdkit");
+                command.args(["-f", "-t", "64", "-U"]).arg(socket);
+                command.args(["python", SCRIPT]);
+                let url = format!("http://{}/devstoreaccount1/dysks/script.vhd", self.address);
+                command.env("BLOB_URL", url);
+                command.env("BLOB_ACCOUNT", "devstoreaccount1");
+                command.env("AZURE_STORAGE_KEY", DEFAULT_KEY);
+                command.env("PYTHONPATH", packages());
                 command
             }
             Who::Dysk | Who::Cached | Who::Empty | Who::Stream => {
