@@ -16,13 +16,13 @@ use crate::rows::{Load, Store, Who};
 pub const SIZE: u64 = 256 << 20;
 /// Of the one that a stream fills.
 const STREAM: u64 = 1 << 30;
+/// Seconds before it counts; where the store has caps, whoever serves learns
+/// them meanwhile.
 const RAMP: u64 = 1;
+const RAMP_CAPPED: u64 = 5;
 
 /// What one would script.
-const SCRIPT: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/benches/support/page_blob.py"
-);
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/support/page_blob.py");
 
 /// Where `tests/setup` has put Azure's SDK.
 fn packages() -> PathBuf {
@@ -94,6 +94,7 @@ pub struct Servers {
     store: Running,
     address: SocketAddr,
     tls: bool,
+    ramp: u64,
     folder: PathBuf,
 }
 
@@ -107,6 +108,11 @@ impl Servers {
             store: running,
             address,
             tls: store.tls,
+            ramp: if store.caps == (0, 0) {
+                RAMP
+            } else {
+                RAMP_CAPPED
+            },
             folder: folder.to_owned(),
             served: Vec::new(),
         };
@@ -240,7 +246,7 @@ impl Servers {
         let until = if who == Who::Stream {
             vec![format!("--size={STREAM}"), "--end_fsync=1".into()]
         } else {
-            let times = format!("--runtime={seconds} --ramp_time={RAMP} --time_based");
+            let times = format!("--runtime={seconds} --ramp_time={} --time_based", self.ramp);
             times.split(' ').map(ToOwned::to_owned).collect()
         };
         let mut arguments = vec![
@@ -263,7 +269,7 @@ impl Servers {
             side["total_ios"].as_f64().expect("a count")
         } else {
             // The ramp counts as well.
-            iops * (seconds + RAMP) as f64
+            iops * (seconds + self.ramp) as f64
         };
         let each = |time: Duration| time.as_secs_f64() * 1e6 / requests.max(1.0);
         let percent = |name: &str| job[name].as_f64().expect("a share");

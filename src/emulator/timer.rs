@@ -130,7 +130,9 @@ impl Shared {
     fn set(&self, until: Instant) {
         let left = until.saturating_duration_since(Instant::now());
         // Zero would switch it off.
-        let left = left.saturating_sub(self.early()).max(Duration::from_nanos(1));
+        let left = left
+            .saturating_sub(self.early())
+            .max(Duration::from_nanos(1));
         let zero = Timespec::try_from(Duration::ZERO);
         let (Ok(it_value), Ok(it_interval)) = (Timespec::try_from(left), zero) else {
             return tracing::error!("the timer cannot wait for {left:?}");
