@@ -4,7 +4,7 @@ use std::error::Error;
 
 /// Requests that carry secrets get no `Debug`, so that no log line can ever
 /// hold one.
-const WITH_SECRETS: [&str; 14] = [
+const WITH_SECRETS: [&str; 20] = [
     "CreateVolumeRequest",
     "DeleteVolumeRequest",
     "ControllerPublishVolumeRequest",
@@ -16,6 +16,12 @@ const WITH_SECRETS: [&str; 14] = [
     "DeleteSnapshotRequest",
     "ListSnapshotsRequest",
     "GetSnapshotRequest",
+    "ControllerListVolumeHealthRequest",
+    "ControllerGetVolumeHealthRequest",
+    "CreateVolumeGroupSnapshotRequest",
+    "DeleteVolumeGroupSnapshotRequest",
+    "GetVolumeGroupSnapshotRequest",
+    "NodeGetStorageHealthRequest",
     "NodeStageVolumeRequest",
     "NodePublishVolumeRequest",
     "NodeExpandVolumeRequest",

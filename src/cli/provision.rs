@@ -7,6 +7,7 @@ use super::account::AccountOptions;
 use super::error::CliError;
 use super::target::Target;
 use super::{FormatArg, Global, Output, copy, output};
+use crate::blob::DeleteSnapshots;
 use crate::node::account::{ATTEMPT_DEADLINE, open_blob};
 use crate::node::api::{Format, NewDisk};
 use crate::node::{NodeError, provision};
@@ -89,7 +90,7 @@ pub async fn create(global: &Global, options: CreateOptions) -> Result<(), CliEr
 pub async fn delete(global: &Global, options: DeleteOptions) -> Result<(), CliError> {
     let target = Target::find(&options.volume, None, &options.account)?;
     let (_, blob) = open_blob(&target.account, &target.container, &target.blob).await?;
-    volume::delete(&blob, ATTEMPT_DEADLINE)
+    volume::delete(&blob, DeleteSnapshots::Include, ATTEMPT_DEADLINE)
         .await
         .map_err(NodeError::from)?;
     tracing::info!(volume = %blob.address(), "deleted");

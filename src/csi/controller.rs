@@ -13,12 +13,12 @@ use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
 use super::v1::*;
-use super::{failure, listing, modify, publishing, secrets, snapshots, volumes};
+use super::{failure, health, listing, modify, publishing, secrets, snapshots, volumes};
 
 /// The controller. It keeps nothing but which volumes it works on.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ControllerService {
-    locks: Locks,
+    pub(super) locks: Locks,
     /// The Secret of calls that bring none, as a folder.
     default: Option<PathBuf>,
 }
@@ -47,7 +47,7 @@ impl ControllerService {
     }
 
     /// Those of the request, or the default ones.
-    async fn fill(&self, given: &mut HashMap<String, String>) -> Result<(), Status> {
+    pub(super) async fn fill(&self, given: &mut HashMap<String, String>) -> Result<(), Status> {
         if given.is_empty() && self.default.is_some() {
             *given = self.secret("").await?;
         }
@@ -56,7 +56,9 @@ impl ControllerService {
 }
 
 /// What is offered beside, where there is a default Secret.
-const WITH_SECRET: [rpc::Type; 4] = [
+const WITH_SECRET: [rpc::Type; 6] = [
+    rpc::Type::GetVolumeHealth,
+    rpc::Type::ListVolumeHealth,
     rpc::Type::ListVolumes,
     rpc::Type::ListVolumesPublishedNodes,
     rpc::Type::GetVolume,
@@ -267,5 +269,28 @@ impl Controller for ControllerService {
         self.fill(&mut asked.secrets).await?;
         modify::modify(&self.locks, asked).await?;
         Ok(Response::new(ControllerModifyVolumeResponse {}))
+    }
+
+    async fn controller_list_volume_health(
+        &self,
+        request: Request<ControllerListVolumeHealthRequest>,
+    ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
+        let mut asked = request.into_inner();
+        self.fill(&mut asked.secrets).await?;
+        health::list(&asked.secrets, asked.max_entries, &asked.starting_token)
+            .await
+            .map(Response::new)
+    }
+
+    async fn controller_get_volume_health(
+        &self,
+        request: Request<ControllerGetVolumeHealthRequest>,
+    ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
+        let mut asked = request.into_inner();
+        failure::given(&asked.volume_id, "volume id")?;
+        self.fill(&mut asked.secrets).await?;
+        health::get(&asked.secrets, &asked.volume_id)
+            .await
+            .map(Response::new)
     }
 }

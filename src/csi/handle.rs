@@ -76,9 +76,7 @@ impl Handle {
             return Ok(plain);
         }
         // An escape is = and two digits or capitals, so none begins with =h.
-        let digest = Sha256::digest(name.as_bytes());
-        let hex: String = digest[..16].iter().map(|b| format!("{b:02x}")).collect();
-        let hashed = with(format!("=h{hex}"));
+        let hashed = with(format!("=h{}", hash(name)));
         if hashed.to_string().len() <= LIMIT {
             return Ok(hashed);
         }
@@ -114,6 +112,62 @@ impl SnapshotHandle {
             time: time.to_owned(),
         })
     }
+}
+
+/// Which group of snapshots: `account/container@group=HASH`, of the group's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GroupHandle {
+    /// The storage account.
+    pub account: String,
+    /// The container, of all its volumes.
+    pub container: String,
+    /// The hash, as each snapshot has it.
+    pub group: String,
+}
+
+/// Before the hash.
+const GROUP: &str = "@group=";
+
+impl fmt::Display for GroupHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}/{}{GROUP}{}",
+            self.account, self.container, self.group
+        )
+    }
+}
+
+impl GroupHandle {
+    /// The handle of the group called `name`.
+    #[must_use]
+    pub fn of_name(account: &str, container: &str, name: &str) -> Self {
+        Self {
+            account: account.to_owned(),
+            container: container.to_owned(),
+            group: hash(name),
+        }
+    }
+
+    /// Reads a group's handle; `None` when it is none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (place, group) = text.split_once(GROUP)?;
+        let (account, container) = place.split_once('/')?;
+        let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        let wrong = account.is_empty() || container.is_empty() || container.contains('/');
+        (!wrong && group.len() == 32 && group.chars().all(hex)).then(|| Self {
+            account: account.to_owned(),
+            container: container.to_owned(),
+            group: group.to_owned(),
+        })
+    }
+}
+
+/// Half of the SHA-256 of `name`, as text.
+fn hash(name: &str) -> String {
+    let digest = Sha256::digest(name.as_bytes());
+    digest[..16].iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Letters, digits, `-`, `_` and `.` as they are, other bytes as `=XX`.
@@ -179,6 +233,24 @@ mod tests {
             "vol@2026-11-21T05:00:00Z",
         ] {
             assert_eq!(SnapshotHandle::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn groups_have_handles_that_fit() {
+        let longest = GroupHandle::of_name(&"a".repeat(24), &"c".repeat(63), &"n".repeat(500));
+        let text = longest.to_string();
+        assert!(text.len() <= LIMIT, "{text}");
+        assert_eq!(GroupHandle::parse(&text), Some(longest));
+        assert!(SnapshotHandle::parse(&text).is_none() && Handle::parse(&text).is_none());
+        for text in [
+            "",
+            "a/b",
+            "a/b@group=",
+            "a/b/c@group=0",
+            "/b@group=00000000000000000000000000000000",
+        ] {
+            assert_eq!(GroupHandle::parse(text), None, "{text}");
         }
     }
 

@@ -48,6 +48,9 @@ impl Identity for IdentityService {
             Type::Service(Service {
                 r#type: service::Type::ControllerService.into(),
             }),
+            Type::Service(Service {
+                r#type: service::Type::GroupControllerService.into(),
+            }),
             Type::VolumeExpansion(VolumeExpansion {
                 r#type: volume_expansion::Type::Online.into(),
             }),

@@ -12,7 +12,7 @@ use super::v1::*;
 use super::volumes::{CLAIM, LARGEST, bytes};
 use super::{capability, failure, secrets};
 use crate::blob::reference::DEFAULT_CONTAINER;
-use crate::blob::{BlobType, LeaseState, ListedBlob};
+use crate::blob::{Account, BlobType, LeaseState, ListedBlob};
 use crate::node::account::ATTEMPT_DEADLINE;
 use crate::volume::{self, OpenError, Wish};
 
@@ -77,21 +77,29 @@ fn told(lease: LeaseState) -> &'static str {
     }
 }
 
-/// ListVolumes: those that this driver made in the default container. The
-/// token is the last handle of the page before.
-pub async fn list(
-    secret: &HashMap<String, String>,
-    asked: ListVolumesRequest,
-) -> Result<ListVolumesResponse, Status> {
-    let most = usize::try_from(asked.max_entries)
+/// Which page of a list is asked for: at most how many entries, and those
+/// after which handle, the last one of the page before.
+///
+/// # Errors
+/// INVALID_ARGUMENT: a number below 0. ABORTED: a token of somebody else's.
+pub fn page(max_entries: i32, token: &str) -> Result<(usize, Option<Handle>), Status> {
+    let most = usize::try_from(max_entries)
         .map_err(|_| Status::invalid_argument("max entries: a number below 0"))?;
-    let after = match asked.starting_token.as_str() {
+    let after = match token {
         "" => None,
         token => Some(Handle::parse(token).ok_or_else(|| {
             Status::aborted("starting token: not one of ours: begin without one")
         })?),
     };
-    let account = secrets::open(secret, None, None).await?;
+    Ok((most, after))
+}
+
+/// The blobs that this driver made in the default container, by name, from
+/// behind `after` on.
+pub async fn made_here(
+    account: &Account,
+    after: Option<&Handle>,
+) -> Result<Vec<ListedBlob>, Status> {
     let mut marker: Option<String> = None;
     let mut all = Vec::new();
     loop {
@@ -111,7 +119,7 @@ pub async fn list(
         all.extend(page.into_iter().filter(|listed| {
             listed.blob_type == BlobType::Page
                 && listed.metadata.iter().any(|(name, _)| name == CLAIM)
-                && after.as_ref().is_none_or(|after| listed.name > after.blob)
+                && after.is_none_or(|after| listed.name > after.blob)
         }));
         marker = next.filter(|next| !next.is_empty());
         if marker.is_none() {
@@ -119,6 +127,18 @@ pub async fn list(
         }
     }
     all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+/// ListVolumes: those that this driver made in the default container. The
+/// token is the last handle of the page before.
+pub async fn list(
+    secret: &HashMap<String, String>,
+    asked: ListVolumesRequest,
+) -> Result<ListVolumesResponse, Status> {
+    let (most, after) = page(asked.max_entries, &asked.starting_token)?;
+    let account = secrets::open(secret, None, None).await?;
+    let mut all = made_here(&account, after.as_ref()).await?;
     let more = most > 0 && all.len() > most;
     if more {
         all.truncate(most);

@@ -13,6 +13,7 @@ use tonic::transport::Server;
 
 use super::authority::Repaired;
 use super::v1::controller_server::ControllerServer;
+use super::v1::group_controller_server::GroupControllerServer;
 use super::v1::identity_server::IdentityServer;
 use super::v1::node_server::NodeServer;
 use super::{ControllerService, IdentityService, NodeService};
@@ -78,6 +79,7 @@ pub async fn serve(
     });
     Server::builder()
         .add_service(IdentityServer::new(services.identity))
+        .add_optional_service(services.controller.clone().map(GroupControllerServer::new))
         .add_optional_service(services.controller.map(ControllerServer::new))
         .add_optional_service(services.node.map(NodeServer::new))
         .serve_with_incoming_shutdown(incoming, stop)

@@ -1,29 +1,34 @@
-//! CreateSnapshot, DeleteSnapshot and ListSnapshots.
+//! CreateSnapshot, DeleteSnapshot and ListSnapshots. Those of groups are made
+//! and deleted in [`super::groups`], and listed here.
+
+use std::collections::HashMap;
 
 use tonic::Status;
 
-use super::handle::{Handle, SnapshotHandle};
+use super::handle::{GroupHandle, Handle, SnapshotHandle};
 use super::locks::Locks;
 use super::v1::list_snapshots_response::Entry;
 use super::v1::*;
 use super::volumes::{bytes, look};
 use super::{failure, secrets};
-use crate::blob::Account;
 use crate::blob::reference::DEFAULT_CONTAINER;
+use crate::blob::{Account, Conditions};
 use crate::node::account::ATTEMPT_DEADLINE;
-use crate::volume::{self, snapshot_name};
+use crate::volume::{self, Membership, snapshot_name};
 
 const MIB: u64 = 1 << 20;
 
 /// A snapshot that was found, with the name it was taken under.
-struct Found {
-    handle: SnapshotHandle,
-    name: String,
-    blob_size: u64,
+pub struct Found {
+    pub handle: SnapshotHandle,
+    pub name: String,
+    pub blob_size: u64,
+    /// The group that it is of.
+    pub group: Option<GroupHandle>,
 }
 
 impl Found {
-    fn message(&self) -> Result<Snapshot, Status> {
+    pub fn message(&self) -> Result<Snapshot, Status> {
         let time: jiff::Timestamp =
             self.handle.time.parse().map_err(|_| {
                 Status::internal(format!("{}: its time stamp is no time", self.handle))
@@ -39,7 +44,11 @@ impl Found {
                 nanos: time.subsec_nanosecond(),
             }),
             ready_to_use: true,
-            group_snapshot_id: String::new(),
+            group_snapshot_id: self
+                .group
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
         })
     }
 }
@@ -61,7 +70,13 @@ async fn found(account: &Account, container: &str, prefix: &str) -> Result<Vec<F
             else {
                 continue;
             };
+            let group = Membership::of(&listed.metadata).map(|membership| GroupHandle {
+                account: account.name().to_owned(),
+                container: container.to_owned(),
+                group: membership.group,
+            });
             all.push(Found {
+                group,
                 handle: SnapshotHandle {
                     volume: Handle {
                         account: account.name().to_owned(),
@@ -82,19 +97,22 @@ async fn found(account: &Account, container: &str, prefix: &str) -> Result<Vec<F
     }
 }
 
+/// Refuses parameters of a class, which has none of ours.
+pub fn has_no_parameters(parameters: &HashMap<String, String>) -> Result<(), Status> {
+    let mut names = parameters.keys();
+    match names.find(|name| !name.starts_with("csi.storage.k8s.io/")) {
+        None => Ok(()),
+        Some(name) => Err(Status::invalid_argument(format!(
+            "parameter {name}: there is no such parameter"
+        ))),
+    }
+}
+
 /// CreateSnapshot. A name is one volume's within its container.
 pub async fn create(locks: &Locks, asked: CreateSnapshotRequest) -> Result<Snapshot, Status> {
     failure::given(&asked.name, "name")?;
     failure::given(&asked.source_volume_id, "source volume id")?;
-    if let Some(name) = asked
-        .parameters
-        .keys()
-        .find(|name| !name.starts_with("csi.storage.k8s.io/"))
-    {
-        return Err(Status::invalid_argument(format!(
-            "parameter {name}: there is no such parameter"
-        )));
-    }
+    has_no_parameters(&asked.parameters)?;
     let handle = Handle::named(&asked.source_volume_id)?;
     let _held = locks.take(&format!("snapshot {}", asked.name))?;
     let account = secrets::open(&asked.secrets, None, None).await?;
@@ -120,6 +138,7 @@ pub async fn create(locks: &Locks, asked: CreateSnapshotRequest) -> Result<Snaps
         },
         name: asked.name,
         blob_size: taken.blob_size,
+        group: None,
     };
     taken.message()
 }
@@ -135,6 +154,18 @@ pub async fn delete(locks: &Locks, asked: DeleteSnapshotRequest) -> Result<(), S
     secrets::are_of(&snapshot.volume.account, account.name(), &snapshot)?;
     let volume = &snapshot.volume;
     let blob = account.page_blob(&volume.container, &volume.blob);
+    let seen = blob.at_snapshot(snapshot.time.as_str());
+    let none = Conditions::default();
+    match seen.properties(&none, ATTEMPT_DEADLINE).await {
+        Err(error) if error.is_not_found() => return Ok(()),
+        Err(error) => return Err(failure::of_storage(&error)),
+        Ok(seen) if Membership::of(&seen.metadata).is_some() => {
+            return Err(Status::invalid_argument(format!(
+                "{snapshot}: it is of a group: delete the group"
+            )));
+        }
+        Ok(_) => {}
+    }
     volume::delete_snapshot(&blob, &snapshot.time, ATTEMPT_DEADLINE)
         .await
         .map_err(|error| failure::of_volume(&error))

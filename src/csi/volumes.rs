@@ -13,7 +13,7 @@ use super::v1::volume_content_source::Type;
 use super::v1::*;
 use super::{capability, failure, parameters, secrets};
 use crate::blob::vhd::Layout;
-use crate::blob::{Account, Advice, Conditions, PageBlob};
+use crate::blob::{Account, Advice, Conditions, DeleteSnapshots, PageBlob, StorageError};
 use crate::node::account::ATTEMPT_DEADLINE;
 use crate::node::provision::with_container;
 use crate::volume::{self, CopyPlan, Disk, LARGEST_BLOB, OpenError, metadata_text};
@@ -290,13 +290,33 @@ pub async fn delete(locks: &Locks, asked: DeleteVolumeRequest) -> Result<(), Sta
     let account = secrets::open(&asked.secrets, None, None).await?;
     secrets::are_of(&handle.account, account.name(), &handle)?;
     let blob = account.page_blob(&handle.container, &handle.blob);
-    match volume::delete(&blob, ATTEMPT_DEADLINE).await {
+    match delete_alone(&blob).await {
         Ok(()) => {}
         Err(OpenError::Storage(error)) if error.is_not_found() => {}
+        Err(OpenError::Storage(error)) if has_snapshots(&error) => {
+            return Err(Status::failed_precondition(format!(
+                "{handle}: it has snapshots, which would be lost with it: delete them first"
+            )));
+        }
         Err(error) => return Err(failure::of_volume(&error)),
     }
     let forgotten = volume::forget_wish(&blob, ATTEMPT_DEADLINE).await;
     forgotten.map_err(|error| failure::of_storage(&error))
+}
+
+fn has_snapshots(error: &StorageError) -> bool {
+    error.code() == "SnapshotsPresent"
+}
+
+/// Deletes a blob that has no snapshots but what copies of it have left.
+async fn delete_alone(blob: &PageBlob) -> Result<(), OpenError> {
+    let refuse = DeleteSnapshots::Refuse;
+    match volume::delete(blob, refuse, ATTEMPT_DEADLINE).await {
+        Err(OpenError::Storage(error)) if has_snapshots(&error) => {}
+        other => return other,
+    }
+    volume::forget_left_snapshots(blob, ATTEMPT_DEADLINE).await?;
+    volume::delete(blob, refuse, ATTEMPT_DEADLINE).await
 }
 
 /// ControllerExpandVolume: grows a volume that nobody has attached; of one

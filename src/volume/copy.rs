@@ -18,10 +18,15 @@ use super::grow::{self, grow};
 use super::open::unusable;
 use super::patience::patiently;
 use super::snapshot::{create_snapshot, delete_snapshot, metadata_text};
-use crate::blob::{Conditions, CopyStatus, Effect, PageBlob, Properties, StorageError};
+use crate::blob::{
+    Conditions, CopyStatus, DeleteSnapshots, Effect, PageBlob, Properties, StorageError,
+};
 
 const COPYING: &str = "dyskcopying";
 const COPIED: &str = "dyskcopied";
+/// What the name of a snapshot that is taken for a copy begins with; the new
+/// blob's address comes behind it.
+const COPY_TO: &str = "copy to ";
 /// Between two looks at a copy under way.
 const SHORTEST_LOOK: Duration = Duration::from_millis(50);
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
@@ -78,7 +83,7 @@ pub async fn copy(
 ) -> Result<Copied, OpenError> {
     let none = Conditions::default();
     let mark = metadata_text(&plan.mark);
-    let snapshot_name = format!("copy to {}", new.address());
+    let snapshot_name = format!("{COPY_TO}{}", new.address());
     let mut look = SHORTEST_LOOK;
     let mut begun = false;
     loop {
@@ -125,7 +130,7 @@ pub async fn copy(
             }
             CopyStatus::Failed | CopyStatus::Aborted => {
                 let reason = incomplete(&seen).unwrap_or_default();
-                remove(new, seen.etag.clone(), deadline).await?;
+                remove(new, seen.etag.clone(), DeleteSnapshots::Include, deadline).await?;
                 forget_snapshot(source, &snapshot_name, deadline).await?;
                 return Err(unusable(new, reason));
             }
@@ -203,6 +208,36 @@ async fn finish(
     let none = Conditions::default();
     patiently!(new.set_metadata(&metadata, &none, deadline))?;
     Ok(size)
+}
+
+/// Deletes the snapshots of `source` that were taken for copies which are not
+/// under way any more: left by calls that died and were not repeated.
+///
+/// # Errors
+/// The store refuses.
+pub async fn forget_left_snapshots(source: &PageBlob, deadline: Duration) -> Result<(), OpenError> {
+    let none = Conditions::default();
+    let address = source.address();
+    for left in super::snapshot::list_snapshots(source, deadline).await? {
+        let to = left.name.as_deref().and_then(|name| {
+            let to = name.strip_prefix(COPY_TO)?;
+            to.strip_prefix(&*address.account)?.strip_prefix('/')
+        });
+        let Some((container, blob)) = to.and_then(|to| to.split_once('/')) else {
+            continue;
+        };
+        let new = source.account().page_blob(container, blob);
+        let seen = patiently!(new.properties(&none, deadline));
+        let copying = match &seen {
+            Ok(seen) => seen.copy.as_ref().map(|copy| copy.status) == Some(CopyStatus::Pending),
+            Err(error) if error.is_not_found() => false,
+            Err(_) => true,
+        };
+        if !copying {
+            delete_snapshot(source, &left.time, deadline).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the snapshot that was taken for a copy.

@@ -148,7 +148,8 @@ fn refused(blob: &PageBlob, error: StorageError) -> OpenError {
 
 /// Removes a blob whose making failed, only if nobody changed it since.
 async fn discard(blob: &PageBlob, written: &Written, deadline: Duration) {
-    if let Err(error) = remove(blob, written.etag.clone(), deadline).await {
+    let snapshots = DeleteSnapshots::Include;
+    if let Err(error) = remove(blob, written.etag.clone(), snapshots, deadline).await {
         tracing::warn!("{error}: a half-made blob may be left; delete it");
     }
 }
@@ -156,6 +157,7 @@ async fn discard(blob: &PageBlob, written: &Written, deadline: Duration) {
 pub(super) async fn remove(
     blob: &PageBlob,
     etag: ETag,
+    snapshots: DeleteSnapshots,
     deadline: Duration,
 ) -> Result<(), StorageError> {
     // A late delete could destroy a blob made since under the same name.
@@ -165,9 +167,7 @@ pub(super) async fn remove(
     };
     let mut unknown = false;
     let deleted = patiently!(async {
-        let deleted = blob
-            .delete(DeleteSnapshots::Include, &conditions, deadline)
-            .await;
+        let deleted = blob.delete(snapshots, &conditions, deadline).await;
         unknown |= deleted
             .as_ref()
             .is_err_and(|error| error.effect() != Effect::NotApplied);
@@ -179,14 +179,20 @@ pub(super) async fn remove(
     }
 }
 
-/// Deletes the blob and its snapshots; refuses while it is leased.
+/// Deletes the blob, with its `snapshots` or only while it has none; refuses
+/// while it is leased.
 ///
 /// # Errors
-/// The blob is leased, changes under our hands, or the store refuses.
-pub async fn delete(blob: &PageBlob, deadline: Duration) -> Result<(), OpenError> {
+/// The blob is leased, has snapshots (409 `SnapshotsPresent`), changes under our
+/// hands, or the store refuses.
+pub async fn delete(
+    blob: &PageBlob,
+    snapshots: DeleteSnapshots,
+    deadline: Duration,
+) -> Result<(), OpenError> {
     let none = Conditions::default();
     let seen = patiently!(blob.properties(&none, deadline))?;
-    match remove(blob, seen.etag, deadline).await {
+    match remove(blob, seen.etag, snapshots, deadline).await {
         Ok(()) => Ok(()),
         Err(error) if error.code() == "LeaseIdMissing" => Err(OpenError::Leased {
             object: blob.address().to_string(),

@@ -27,6 +27,7 @@ mod published;
 mod range_lock;
 mod settings;
 mod snapshot;
+mod snapshot_group;
 mod snapshot_open;
 mod standing;
 mod stats;
@@ -45,7 +46,7 @@ pub use cache::{
     SetAside, StagingFile, StagingFiles, StagingInfo, StagingOptions, System, discard_staging,
     inspect_staging, kept_aside, list_staging, restore_staging,
 };
-pub use copy::{Copied, CopyPlan, copy};
+pub use copy::{Copied, CopyPlan, copy, forget_left_snapshots};
 pub use create::{LARGEST_BLOB, check_size, create, create_with, delete};
 pub use format_mark::{FormatError, FormatMark, FormatState};
 use gate::Gate;
@@ -61,6 +62,9 @@ use range_lock::RangeLock;
 pub use settings::{Settings, TakenUp, Wish, forget_wish, leave_wish, wish};
 pub use snapshot::{
     Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
+};
+pub use snapshot_group::{
+    GroupError, GroupSnapshots, Member, Membership, create_group, find_group,
 };
 pub use stats::VolumeStats;
 pub use store::PageStore;
@@ -423,7 +427,11 @@ mod tests {
     #[allow(dead_code)]
     fn futures_are_send(blob: &PageBlob, options: OpenOptions, volume: &Volume) {
         is_send(&create(blob, 512, Layout::Raw, Duration::ZERO));
-        is_send(&delete(blob, Duration::ZERO));
+        is_send(&delete(
+            blob,
+            crate::blob::DeleteSnapshots::Refuse,
+            Duration::ZERO,
+        ));
         is_send(&grow(blob, 512, Duration::ZERO));
         is_send(&volume.grow(512));
         is_send(&volume.snapshot("a"));

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use super::OpenError;
 use super::open::unusable;
 use super::patience::patiently;
+use super::{OpenError, snapshot_group};
 use crate::blob::{Conditions, DeleteSnapshots, Effect, ListedBlob, PageBlob, StorageError};
 
 /// The name of a snapshot, among its metadata.
@@ -107,7 +107,7 @@ pub(super) fn check_name(blob: &PageBlob, name: &str) -> Result<(), OpenError> {
 /// The metadata of a snapshot called `name`. A snapshot's own replaces the
 /// blob's, which says how the disk lies in it while it grows: so both.
 pub(super) fn named(mut metadata: Vec<(String, String)>, name: &str) -> Vec<(String, String)> {
-    metadata.retain(|(key, _)| key != KEY);
+    metadata.retain(|(key, _)| key != KEY && key != snapshot_group::KEY);
     metadata.push((KEY.to_owned(), metadata_text(name)));
     metadata
 }

@@ -7,7 +7,9 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use crate::support::csi_node;
-use crate::support::csi_node::{MIB, World, mounted, mounts_of, raw, refused, sh, staging, target};
+use crate::support::csi_node::{
+    MIB, World, Writer, mounted, mounts_of, raw, refused, sh, staging, target,
+};
 use crate::support::lane;
 use tonic::Code;
 
@@ -56,6 +58,7 @@ fn later(answer: Result<(), tonic::Status>) -> bool {
 #[ignore = "runs in a guest of the kernel lane"]
 fn guest_life() {
     let mut world = World::start("5ms");
+    let mut handed_over = 0;
     for (kind, size) in [("ext4", 64 * MIB), ("xfs", 320 * MIB), ("btrfs", 160 * MIB)] {
         let volume = world.create(kind, size, mounted(kind));
         let stage = |world: &World| {
@@ -87,6 +90,17 @@ fn guest_life() {
         stage(&world);
         assert_eq!(mounts_of(&device), 2);
 
+        // The daemon is upgraded while the pod writes.
+        let writer = Writer::start(target(POD).join("records"));
+        writer.goes_on();
+        world.upgrade_daemon();
+        writer.goes_on();
+        let (records, written) = writer.end();
+        handed_over += 1;
+        assert_eq!(world.handed_over(), handed_over);
+        stage(&world);
+        assert_eq!(mounts_of(&device), 2);
+
         let stats = world.stats(&volume, POD);
         let condition = stats.volume_condition.expect("a condition");
         assert!(!condition.abnormal, "{condition:?}");
@@ -106,6 +120,7 @@ fn guest_life() {
             world.logged("staged")
         );
         assert_eq!(fs::read_to_string(&file).expect("there"), "kept");
+        csi_node::check_records(&records, written);
         let grown = world.expand(&volume, POD, 2 * size).expect("expanded");
         assert_eq!(grown, 2 * size);
         let total = world.stats(&volume, POD).usage[0].total;

@@ -1,6 +1,8 @@
 //! The CSI controller from a client's side: a gRPC client on its UNIX socket,
 //! the embedded store behind it.
 
+mod groups;
+mod health;
 mod modifying;
 mod publishing;
 

@@ -107,9 +107,34 @@ impl Machine {
         all.expect("a list").into_iter().next().expect("attached")
     }
 
+    /// What is wrong with the volume, in a word each.
+    fn health(&self, store: &Store) -> Result<Vec<String>, Status> {
+        let call = Request::new(NodeGetVolumeHealthRequest {
+            volume_id: ID.into(),
+            ..NodeGetVolumeHealthRequest::default()
+        });
+        let answer = store.block_on(self.plugin.node_get_volume_health(call))?;
+        let health = answer.into_inner().volume_health.expect("health");
+        assert_eq!(health.volume_id, ID);
+        let entries = health.health_statuses.into_iter();
+        Ok(entries.map(|entry| entry.reason).collect())
+    }
+
+    /// What is wrong with the stores, likewise.
+    fn stores(&self, store: &Store) -> Vec<String> {
+        stores(store, &self.plugin)
+    }
+
     fn device(&self, store: &Store) -> std::path::PathBuf {
         self.attachment(store).device.expect("a device")
     }
+}
+
+fn stores(store: &Store, plugin: &NodeService) -> Vec<String> {
+    let call = Request::new(NodeGetStorageHealthRequest::default());
+    let answer = store.block_on(plugin.node_get_storage_health(call));
+    let all = answer.expect("health").into_inner().backend_health;
+    all.into_iter().map(|one| one.reason).collect()
 }
 
 /// Writes and flushes through a device.
@@ -155,11 +180,15 @@ fn an_unpublished_node_is_fenced_and_the_next_has_the_volume_at_once() {
     let (first, second) = (Machine::start(&store, "a"), Machine::start(&store, "b"));
     let context = publish(&store, &first.id).expect("published");
     // To this node and no other.
+    let unknown = second.health(&store).expect_err("nobody asked for it");
+    assert_eq!(unknown.code(), Code::NotFound, "{unknown}");
     let refused = second.stage(&store, KEY, &context).expect_err("another's");
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert_eq!(second.health(&store).expect("known"), ["StagingRefused"]);
     first.stage(&store, KEY, &context).expect("staged");
     let device = first.device(&store);
     write(&device, 0xaa).expect("it has the volume");
+    assert!(first.health(&store).expect("known").is_empty());
     let refused = publish(&store, &second.id).expect_err("one node writes");
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
 
@@ -173,6 +202,8 @@ fn an_unpublished_node_is_fenced_and_the_next_has_the_volume_at_once() {
     write(&second.device(&store), 0xbb).expect("it has the volume");
     write(&device, 0xcc).expect_err("taken away");
     eventually("it is told", || first.attachment(&store).fenced.is_some());
+    assert_eq!(first.health(&store).expect("known"), ["Fenced"]);
+    assert!(second.health(&store).expect("known").is_empty());
     // It is told so without waiting for the lease.
     let since = Instant::now();
     let context = HashMap::from([("node".to_owned(), first.id.clone())]);
@@ -240,6 +271,11 @@ fn a_rotated_secret_reaches_a_volume_in_use() {
     eventually("it waits for a credential", || {
         machine.attachment(&store).blocked.is_some()
     });
+    assert_eq!(
+        machine.health(&store).expect("known"),
+        ["StoreRefusesAccess"]
+    );
+    assert_eq!(machine.stores(&store), ["StoreRefusesAccess"]);
     // The old Secret once more does not help, and is not a step back.
     machine.stage(&store, KEY, &alone).ok();
     assert!(!writing.is_finished(), "it was told an error");
@@ -251,6 +287,11 @@ fn a_rotated_secret_reaches_a_volume_in_use() {
     // A wrong one is refused, and what works goes on.
     let wrong = machine.stage(&store, KEY, &alone).expect_err("the old key");
     assert!(!wrong.message().contains(KEY), "the key is told");
+    assert!(
+        machine.health(&store).expect("known").is_empty(),
+        "it works"
+    );
+    assert!(machine.stores(&store).is_empty());
     write(&device, 3).expect("written");
     // Over a restart of the plugin, which remembers nothing.
     let plugin = NodeService::new("a", &machine.daemon.socket(), None);
@@ -259,4 +300,20 @@ fn a_rotated_secret_reaches_a_volume_in_use() {
         .block_on(plugin.node_stage_volume(call))
         .expect("there already");
     write(&device, 4).expect("written");
+}
+
+/// A daemon that does not answer: its volumes are out of reach, and it is not
+/// said that they were well or are not there.
+#[test]
+fn without_its_daemon_a_node_reaches_no_store() {
+    let store = Store::start();
+    let nowhere = tempfile::tempdir().expect("a folder");
+    let plugin = NodeService::new("a", &nowhere.path().join("dyskd.sock"), None);
+    assert_eq!(stores(&store, &plugin), ["DaemonSilent"]);
+    let call = Request::new(NodeGetVolumeHealthRequest {
+        volume_id: ID.into(),
+        ..NodeGetVolumeHealthRequest::default()
+    });
+    let unknown = store.block_on(plugin.node_get_volume_health(call));
+    assert_eq!(unknown.expect_err("unknown").code(), Code::Unavailable);
 }

@@ -4,9 +4,11 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dysk::csi::v1::controller_client::ControllerClient;
@@ -174,6 +176,19 @@ impl World {
     pub fn restart_daemon(&mut self) {
         self.daemon.kill();
         self.daemon = Process::start("dyskd", &[], None);
+        self.daemon_answers();
+    }
+
+    /// A new dyskd takes over from the running one, which ends by itself.
+    pub fn upgrade_daemon(&mut self) {
+        let heir = Process::start("dyskd", &["--takeover"], None);
+        let mut old = std::mem::replace(&mut self.daemon, heir);
+        let mut ended = None;
+        eventually("the old dyskd ends", || {
+            ended = old.0.try_wait().expect("a child of ours");
+            ended.is_some()
+        });
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}");
         self.daemon_answers();
     }
 
@@ -376,11 +391,84 @@ impl World {
         }
     }
 
+    /// How often a daemon has handed its disks over to the next.
+    pub fn handed_over(&self) -> usize {
+        let log = fs::read_to_string(format!("{WORK}/dyskd.log")).expect("a log");
+        log.lines()
+            .filter(|line| line.ends_with(" handed over"))
+            .count()
+    }
+
     /// The last line of the plugin's log that says `text`.
     pub fn logged(&self, text: &str) -> String {
         sh(&format!(
             "cat {WORK}/csi-dysk*.log | grep -a '{text}' | tail -n 1"
         ))
+    }
+}
+
+/// A pod that writes: records of 4 KiB, each synced before the next.
+pub struct Writer {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU32>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+const RECORD: usize = 4096;
+
+fn record(number: u32) -> Vec<u8> {
+    number.to_le_bytes().repeat(RECORD / 4)
+}
+
+impl Writer {
+    pub fn start(path: PathBuf) -> Self {
+        let (stop, written) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
+        let mut file = File::create(&path).expect("a file");
+        let (told, count) = (stop.clone(), written.clone());
+        let thread = std::thread::spawn(move || {
+            for number in 0.. {
+                if told.load(Ordering::Acquire) {
+                    return;
+                }
+                file.write_all(&record(number)).expect("written");
+                file.sync_data().expect("synced");
+                count.store(number + 1, Ordering::Release);
+            }
+        });
+        Self {
+            path,
+            stop,
+            written,
+            thread,
+        }
+    }
+
+    /// Waits for some more records.
+    #[track_caller]
+    pub fn goes_on(&self) {
+        let before = self.written.load(Ordering::Acquire);
+        eventually("the pod writes on", || {
+            assert!(!self.thread.is_finished(), "the pod was told an error");
+            self.written.load(Ordering::Acquire) > before + 5
+        });
+    }
+
+    /// Ends it; answers with where and how many records it wrote.
+    pub fn end(self) -> (PathBuf, u32) {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().expect("no error was told");
+        (self.path, self.written.load(Ordering::Acquire))
+    }
+}
+
+/// All records are there, and nothing else.
+#[track_caller]
+pub fn check_records(path: &Path, written: u32) {
+    let found = fs::read(path).expect("there");
+    assert_eq!(found.len(), written as usize * RECORD);
+    for (number, found) in (0..).zip(found.chunks(RECORD)) {
+        assert!(found == record(number), "record {number} is another");
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dysk::blob::source::CredentialSource;
-use dysk::blob::{Conditions, LeaseId, LeaseState, PageBlob};
+use dysk::blob::{Conditions, DeleteSnapshots, LeaseId, LeaseState, PageBlob};
 use dysk::emulator::{
     Config, DEFAULT_ACCOUNT, DEFAULT_KEY, Effect, Emulator, Operation, Rule, Running, Storage,
 };
@@ -163,7 +163,7 @@ impl Store {
 
     pub fn delete(&self, name: &str) {
         let blob = self.blob(name);
-        self.block_on(volume::delete(&blob, DEADLINE))
+        self.block_on(volume::delete(&blob, DeleteSnapshots::Include, DEADLINE))
             .expect("the volume is deleted");
     }
 }

@@ -7,6 +7,7 @@
 //! repetition is told ABORTED.
 
 mod attach;
+mod health;
 mod publish;
 mod stage;
 mod stats;
@@ -36,11 +37,13 @@ const MEMORY_PER_VOLUME: u64 = 32 << 20;
 const USUAL_LIMIT: (u64, u64) = (16, 512);
 
 /// What is offered.
-const OFFERED: [rpc::Type; 5] = [
+const OFFERED: [rpc::Type; 7] = [
     rpc::Type::StageUnstageVolume,
     rpc::Type::GetVolumeStats,
     rpc::Type::ExpandVolume,
     rpc::Type::VolumeCondition,
+    rpc::Type::GetVolumeHealth,
+    rpc::Type::GetStorageHealth,
     rpc::Type::SingleNodeMultiWriter,
 ];
 
@@ -54,6 +57,8 @@ struct Node {
     locks: Locks,
     /// Which credential the daemon was handed last, hashed.
     handed: Mutex<HashMap<AttachmentName, [u8; 32]>>,
+    /// What could not be staged.
+    refused: health::Refused,
 }
 
 impl Node {
@@ -100,6 +105,7 @@ impl NodeService {
             limit,
             locks: Locks::default(),
             handed: Mutex::default(),
+            refused: health::Refused::default(),
         }))
     }
 
@@ -205,8 +211,11 @@ impl NodeCalls for NodeService {
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
         self.run(|node| async move {
-            stage::stage(&node, request.into_inner()).await?;
-            Ok(NodeStageVolumeResponse {})
+            let asked = request.into_inner();
+            let volume_id = asked.volume_id.clone();
+            let answer = stage::stage(&node, asked).await;
+            node.refused.staged(&volume_id, &answer);
+            answer.map(|()| NodeStageVolumeResponse {})
         })
         .await
     }
@@ -216,7 +225,10 @@ impl NodeCalls for NodeService {
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
         self.run(|node| async move {
-            stage::unstage(&node, request.into_inner()).await?;
+            let asked = request.into_inner();
+            let volume_id = asked.volume_id.clone();
+            stage::unstage(&node, asked).await?;
+            node.refused.forget(&volume_id);
             Ok(NodeUnstageVolumeResponse {})
         })
         .await
@@ -257,6 +269,22 @@ impl NodeCalls for NodeService {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         self.run(|node| async move { stats::expand(&node, request.into_inner()).await })
+            .await
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        self.run(|node| async move { health::of_volume(&node, request.into_inner()).await })
+            .await
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _request: Request<NodeGetStorageHealthRequest>,
+    ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
+        self.run(|node| async move { Ok(health::of_storage(&node).await) })
             .await
     }
 
