@@ -42,6 +42,7 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	DYSK_OUTAGE_SECONDS=600 $(CARGO) test --test kernel storms:: -- --nocapture
 	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel disks:: -- --nocapture
 	DYSK_TIMES_MEMORY=10 $(CARGO) test --test kernel memory:: -- --nocapture
+	$(CARGO) test --test kernel figures:: -- --ignored --nocapture
 
 audit: ## Licences, bans and advisories by cargo-deny; fetches the advisory database.
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
