@@ -27,7 +27,7 @@ lint:
 	git ls-files -z tests .ci deploy | xargs -0 grep -lZ '^#!/bin/\(ba\)\?sh' | xargs -0 -r shellcheck -x
 
 bench: ## Ratios inside one run; see docs/performance.md.
-	tests/setup test
+	tests/setup bench
 	$(CARGO) build --release --bins
 	$(CARGO) bench
 
@@ -43,6 +43,7 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel disks:: -- --nocapture
 	$(CARGO) test --test deploy cluster:: -- --ignored --nocapture
 	DYSK_TIMES_MEMORY=10 $(CARGO) test --test kernel memory:: -- --nocapture
+	$(CARGO) test --test kernel figures:: -- --ignored --nocapture
 
 audit: ## Licences, bans and advisories by cargo-deny; fetches the advisory database.
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

@@ -16,7 +16,21 @@ use crate::rows::{Load, Store, Who};
 pub const SIZE: u64 = 256 << 20;
 /// Of the one that a stream fills.
 const STREAM: u64 = 1 << 30;
+/// Seconds before it counts; where the store has caps, whoever serves learns
+/// them meanwhile.
 const RAMP: u64 = 1;
+const RAMP_CAPPED: u64 = 5;
+
+/// What one would script.
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/support/page_blob.py");
+
+/// Where `tests/setup` has put Azure's SDK.
+fn packages() -> PathBuf {
+    let lib = Path::new(env!("CARGO_MANIFEST_DIR")).join("build/venv/lib");
+    let python = std::fs::read_dir(&lib).expect("tests/setup made build/venv");
+    let python = python.flatten().next().expect("a Python");
+    python.path().join("site-packages")
+}
 
 /// A process that ends with the bench.
 pub struct Running(Child);
@@ -80,6 +94,7 @@ pub struct Servers {
     store: Running,
     address: SocketAddr,
     tls: bool,
+    ramp: u64,
     folder: PathBuf,
 }
 
@@ -93,6 +108,11 @@ impl Servers {
             store: running,
             address,
             tls: store.tls,
+            ramp: if store.caps == (0, 0) {
+                RAMP
+            } else {
+                RAMP_CAPPED
+            },
             folder: folder.to_owned(),
             served: Vec::new(),
         };
@@ -138,6 +158,18 @@ impl Servers {
                 let mut command = Command::new("qemu-nbd");
                 command.args(["-f", "raw", "-t", "-e", "8", "--cache=writeback", "-k"]);
                 command.arg(socket).arg(&image);
+                command
+            }
+            Who::Script => {
+                self.create("script");
+                let mut command = Command::new("nbdkit");
+                command.args(["-f", "-t", "64", "-U"]).arg(socket);
+                command.args(["python", SCRIPT]);
+                let url = format!("http://{}/devstoreaccount1/dysks/script.vhd", self.address);
+                command.env("BLOB_URL", url);
+                command.env("BLOB_ACCOUNT", "devstoreaccount1");
+                command.env("AZURE_STORAGE_KEY", DEFAULT_KEY);
+                command.env("PYTHONPATH", packages());
                 command
             }
             Who::Dysk | Who::Cached | Who::Empty | Who::Stream => {
@@ -214,7 +246,7 @@ impl Servers {
         let until = if who == Who::Stream {
             vec![format!("--size={STREAM}"), "--end_fsync=1".into()]
         } else {
-            let times = format!("--runtime={seconds} --ramp_time={RAMP} --time_based");
+            let times = format!("--runtime={seconds} --ramp_time={} --time_based", self.ramp);
             times.split(' ').map(ToOwned::to_owned).collect()
         };
         let mut arguments = vec![
@@ -237,7 +269,7 @@ impl Servers {
             side["total_ios"].as_f64().expect("a count")
         } else {
             // The ramp counts as well.
-            iops * (seconds + RAMP) as f64
+            iops * (seconds + self.ramp) as f64
         };
         let each = |time: Duration| time.as_secs_f64() * 1e6 / requests.max(1.0);
         let percent = |name: &str| job[name].as_f64().expect("a share");

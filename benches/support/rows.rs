@@ -95,6 +95,8 @@ pub enum Who {
     Memory,
     Null,
     Qemu,
+    /// What one would script: nbdkit's Python plugin with Azure's SDK.
+    Script,
 }
 
 impl Who {
@@ -108,6 +110,7 @@ impl Who {
             Self::Memory => "nbdkit memory",
             Self::Null => "nbdkit null",
             Self::Qemu => "qemu-nbd",
+            Self::Script => "nbdkit python, Azure SDK",
         }
     }
 
@@ -234,12 +237,16 @@ pub fn rows(only: &str) -> Vec<Row> {
 
 /// What has to run in a round, each once though several rows may ask for it:
 /// the rows' own, what they are held against, and where that is `nbdkit
-/// memory` the other peers beside it.
+/// memory` the other peers beside it; at the latency of a store, what one
+/// would script.
 pub fn runs(rows: &[Row]) -> Vec<Run> {
     let mut runs = BTreeSet::new();
     for row in rows {
         runs.insert(row.run);
         let mut by = |who| runs.insert(Run { who, ..row.run });
+        if STORES[row.run.store].name == "slow" {
+            by(Who::Script);
+        }
         match row.figure {
             Figure::Of(Who::Memory) => {
                 for peer in [Who::Memory, Who::Null, Who::Qemu] {

@@ -96,13 +96,24 @@ impl Emulator {
         listener.set_nonblocking(true).map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.enable_all().thread_name("emulator");
+        if config.threads > 0 {
+            builder.worker_threads(config.threads);
+        }
+        let runtime = builder.build().map_err(StartError::Thread)?;
+        let (listener, timer) = {
+            let _inside = runtime.enter();
+            let listener = TcpListener::from_std(listener).map_err(listen_error)?;
+            (listener, Timer::start().map_err(StartError::Thread)?)
+        };
         let state = Arc::new(State {
             url: OnceLock::from(format!("{scheme}://{address}/{}", config.account)),
             account: config.account,
             store,
             faults: FaultPlan::new(config.seed),
             stats: Stats::default(),
-            timer: Timer::start().map_err(StartError::Thread)?,
+            timer,
             cut: watch::Sender::new(0),
             settings: RwLock::new(Arc::new(settings)),
             bucket: Mutex::new(Bucket::default()),
@@ -111,16 +122,6 @@ impl Emulator {
             next_id: AtomicU64::new(1),
             run_id: rand::random(),
         });
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.enable_all().thread_name("emulator");
-        if config.threads > 0 {
-            builder.worker_threads(config.threads);
-        }
-        let runtime = builder.build().map_err(StartError::Thread)?;
-        let listener = {
-            let _inside = runtime.enter();
-            TcpListener::from_std(listener).map_err(listen_error)?
-        };
         let (stop, stopped) = watch::channel(false);
         let own = Arc::clone(&state);
         let thread = std::thread::Builder::new()

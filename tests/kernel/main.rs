@@ -7,6 +7,7 @@ mod boot;
 mod csi;
 mod databases;
 mod disks;
+mod figures;
 mod flexvolume;
 mod kill;
 mod lane;
