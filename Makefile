@@ -43,7 +43,7 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel disks:: -- --nocapture
 	$(CARGO) test --test deploy cluster:: -- --ignored --nocapture
 	DYSK_TIMES_MEMORY=10 $(CARGO) test --test kernel memory:: -- --nocapture
-	$(CARGO) test --test kernel figures:: -- --ignored --nocapture
+	$(CARGO) test --release --test kernel figures:: -- --ignored --nocapture --test-threads=1
 
 audit: ## Licences, bans and advisories by cargo-deny; fetches the advisory database.
 	command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny

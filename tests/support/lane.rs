@@ -39,6 +39,12 @@ pub fn number(variable: &str, usual: u64) -> u64 {
     }
 }
 
+/// What else the machine does: times mean little beside it.
+pub fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    format!("load {}", text.split(' ').next().unwrap_or_default())
+}
+
 /// Runs `tests/kernel/guest/SCRIPT` on `kernel`; its output goes to the
 /// test's.
 pub fn run(kernel: &str, options: &[&str], script: &str, args: &[&str]) {

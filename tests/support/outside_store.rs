@@ -8,10 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dysk::blob::source::CredentialSource;
-use dysk::blob::{Checksum, Conditions, PageBlob, Range};
+use dysk::blob::{Account, Checksum, Conditions, PageBlob, Range};
 use dysk::emulator::{DEFAULT_ACCOUNT, DEFAULT_KEY};
 use dysk::node::account::open_blob;
-use dysk::node::api::{AccountSpec, Secret};
+use dysk::node::api::{AccountSpec, Format, NewDisk, Secret};
+use dysk::node::provision;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -110,6 +111,10 @@ impl OutsideStore {
 
     /// A blob of the container `dysks`.
     pub fn blob(&self, name: &str) -> PageBlob {
+        self.open(name).1
+    }
+
+    fn open(&self, name: &str) -> (Account, PageBlob) {
         let spec = AccountSpec {
             name: DEFAULT_ACCOUNT.into(),
             endpoint: format!("http://127.0.0.1:{}/{DEFAULT_ACCOUNT}", self.port),
@@ -117,7 +122,20 @@ impl OutsideStore {
             ca_file: None,
         };
         let opened = self.runtime.block_on(open_blob(&spec, "dysks", name));
-        opened.expect("the account opens").1
+        opened.expect("the account opens")
+    }
+
+    /// Makes an empty disk in the container `dysks`.
+    pub fn create(&self, name: &str, size: u64) {
+        let disk = NewDisk {
+            size,
+            format: Format::Vhd,
+        };
+        let (account, blob) = self.open(name);
+        let made = self
+            .runtime
+            .block_on(provision::create(&account, &blob, disk));
+        made.expect("a disk is made");
     }
 
     /// The bytes of a blob from 0 to `end`, as the store has them.

@@ -1,0 +1,79 @@
+//! What attaches, filesystems and databases cost on a real kernel, in figures
+//! that do not depend on how fast the guest's CPU is emulated: requests, bytes
+//! and round trips are judged, times are printed. Too long for every run:
+//! `make soak` asks for them, with release builds.
+
+mod attaches;
+mod buffered;
+mod commits;
+mod terabyte;
+
+use std::time::{Duration, Instant};
+
+use crate::support::guest::Guest;
+use crate::support::outside_store::OutsideStore;
+use serde_json::{Value, json};
+
+/// What the store was asked for between two looks.
+#[derive(Clone, Copy)]
+struct Counts {
+    requests: u64,
+    puts: u64,
+    gets: u64,
+    bytes_in: u64,
+}
+
+impl Counts {
+    fn of(store: &OutsideStore) -> Self {
+        let stats = store.stats();
+        let operations = stats["operations"].as_object().expect("operations");
+        let of = |one: &Value| one["requests"].as_u64().expect("a count");
+        Self {
+            requests: operations.values().map(of).sum(),
+            puts: operations.get("put-page").map_or(0, of),
+            gets: operations.get("get-blob").map_or(0, of),
+            bytes_in: stats["bytesIn"].as_u64().expect("bytes"),
+        }
+    }
+
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            requests: self.requests - earlier.requests,
+            puts: self.puts - earlier.puts,
+            gets: self.gets - earlier.gets,
+            bytes_in: self.bytes_in - earlier.bytes_in,
+        }
+    }
+}
+
+/// A guest with a daemon, whose log tells how long the kernel's calls take.
+fn boot(kernel: &str, store: &OutsideStore) -> Guest {
+    let environment = [
+        ("endpoint", &*store.endpoint()),
+        ("RUST_LOG", "info,dysk::nbd::kernel=debug"),
+    ];
+    let guest = Guest::boot("figures", kernel, &environment);
+    guest.start_daemon();
+    guest
+}
+
+/// The store's latency, from the next request on.
+fn set_latency(store: &OutsideStore, latency: Duration) {
+    let settings = json!({"latency": format!("{}ms", latency.as_millis())});
+    store.admin("PUT", "settings", &settings.to_string());
+}
+
+/// Runs a command that has to succeed, however long it takes; answers with how
+/// long that was, and its output.
+fn timed(guest: &Guest, command: &str) -> (Duration, String) {
+    let begun = Instant::now();
+    let answer = guest.start(command).answer(Duration::from_secs(900));
+    let answer = answer.expect("the guest is there");
+    assert!(
+        answer.succeeded(),
+        "{command}: {}{}",
+        answer.out,
+        answer.err
+    );
+    (begun.elapsed(), answer.out.trim().to_owned())
+}
