@@ -36,7 +36,7 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	$(CARGO) build --bins --tests
 	DYSK_SIM_HISTORIES=30000 $(CARGO) test --test simulation
 	DYSK_LATE_ROUNDS=1000 $(CARGO) test --test volume late_writes::
-	DYSK_KILLS=200 DYSK_TAKEOVERS=50 $(CARGO) test --test kernel kill:: -- --nocapture
+	DYSK_KILLS=200 DYSK_TAKEOVERS=50 $(CARGO) test --test kernel kill:: -- --include-ignored --nocapture
 	DYSK_POWER_CUTS=30 $(CARGO) test --test kernel power:: -- --nocapture
 	DYSK_DATABASE_CUTS=20 $(CARGO) test --test kernel databases:: -- --nocapture
 	DYSK_OUTAGE_SECONDS=600 $(CARGO) test --test kernel storms:: -- --nocapture
