@@ -53,6 +53,13 @@ pub enum Effect {
         #[serde(default)]
         after: bool,
     },
+    /// The request is held, and then executed without its `If-*` conditions: for
+    /// tests to show what would happen if nobody had set them.
+    Unconditional {
+        /// For how long it is held.
+        #[serde(default = "at_once")]
+        delay: Span,
+    },
     /// Bytes of the answer's body are flipped; checksum headers are those of
     /// the true data.
     Corrupt {
@@ -75,6 +82,10 @@ pub enum Effect {
 
 fn one() -> u32 {
     1
+}
+
+fn at_once() -> Span {
+    Span(Duration::ZERO)
 }
 
 impl Effect {
@@ -103,6 +114,7 @@ impl Effect {
             Self::ResetAfter => "reset-after",
             Self::Late { .. } => "late",
             Self::Stall { .. } => "stall",
+            Self::Unconditional { .. } => "unconditional",
             Self::Corrupt { .. } => "corrupt",
             Self::Truncate { .. } => "truncate",
             Self::Latency { .. } => "latency",
@@ -352,6 +364,7 @@ mod tests {
             {"effect":{"kind":"reset-after"}},
             {"effect":{"kind":"stall","delay":20,"after":true}},
             {"effect":{"kind":"truncate"}},
+            {"effect":{"kind":"unconditional","delay":"1s"}},
             {"effect":{"kind":"corrupt"}}
         ]"#;
         let rules: Vec<Rule> = serde_json::from_str(text).expect("rules");

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use hyper::header::{IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_UNMODIFIED_SINCE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method};
 use percent_encoding::percent_decode_str;
@@ -128,6 +129,23 @@ impl Request {
             now: clock::now(),
             ..self.clone()
         })
+    }
+
+    /// The same request without its `If-*` headers, arriving now.
+    pub(super) fn unconditional(&self) -> Arc<Self> {
+        let mut request = Self {
+            now: clock::now(),
+            ..self.clone()
+        };
+        for name in [
+            IF_MATCH,
+            IF_NONE_MATCH,
+            IF_MODIFIED_SINCE,
+            IF_UNMODIFIED_SINCE,
+        ] {
+            request.headers.remove(name);
+        }
+        Arc::new(request)
     }
 
     /// The value of a header that is text; empty ones count as absent.

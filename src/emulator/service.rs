@@ -225,7 +225,7 @@ async fn serve(
             latency = other.0;
         }
     }
-    let waited = match admit(state, &settings, &request) {
+    let waited = match admit(state, &settings, found, &request) {
         Ok(wait) => wait,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -266,7 +266,12 @@ async fn read_body(
 }
 
 /// The wait for the caps of the blob and the account, or 503.
-fn admit(state: &State, settings: &Settings, request: &Request) -> Result<Duration, Refusal> {
+fn admit(
+    state: &State,
+    settings: &Settings,
+    operation: Operation,
+    request: &Request,
+) -> Result<Duration, Refusal> {
     let capped = |caps: super::throttle::Caps| caps != super::throttle::Caps::default();
     if !capped(settings.blob) && !capped(settings.account) {
         return Ok(Duration::ZERO);
@@ -275,12 +280,9 @@ fn admit(state: &State, settings: &Settings, request: &Request) -> Result<Durati
     let Ok(slot) = state.store.slot(&target.container, &target.blob) else {
         return Ok(Duration::ZERO);
     };
+    // Others that name a range move none of its bytes.
     let bytes = match request.range() {
-        Ok(Some((first, Some(last))))
-            if request.body.is_empty() && request.method == Method::GET =>
-        {
-            last - first + 1
-        }
+        Ok(Some((first, Some(last)))) if operation == Operation::GetBlob => last - first + 1,
         _ => request.body_len,
     };
     let now = Instant::now();
@@ -357,14 +359,12 @@ async fn suffer(
                 state.timer.sleep(delay.0).await;
                 return Ok(reply);
             }
-            // A request the service holds is executed even when its client
-            // has gone away.
-            let (own, held) = (Arc::clone(state), Arc::clone(request));
-            let task = tokio::spawn(async move {
-                own.timer.sleep(delay.0).await;
-                execute(&own, operation, &held.arriving_now()).await
-            });
-            task.await.map_err(|_| Cut)
+            let held = Arc::clone(request);
+            execute_held(state, operation, delay.0, move || held.arriving_now()).await
+        }
+        Effect::Unconditional { delay } => {
+            let held = Arc::clone(request);
+            execute_held(state, operation, delay.0, move || held.unconditional()).await
         }
         Effect::Corrupt { bytes } => {
             let reply = execute(state, operation, request).await;
@@ -385,6 +385,25 @@ async fn suffer(
         }
         Effect::Latency { .. } => Ok(execute(state, operation, request).await),
     }
+}
+
+/// Executes after `delay` what `request` is by then: also when its client has
+/// gone away meanwhile.
+async fn execute_held(
+    state: &Arc<State>,
+    operation: Operation,
+    delay: Duration,
+    request: impl FnOnce() -> Arc<Request> + Send + 'static,
+) -> Outcome {
+    let state = Arc::clone(state);
+    state.stats.held.fetch_add(1, Ordering::Relaxed);
+    let task = tokio::spawn(async move {
+        state.timer.sleep(delay).await;
+        let reply = execute(&state, operation, &request()).await;
+        state.stats.held.fetch_sub(1, Ordering::Relaxed);
+        reply
+    });
+    task.await.map_err(|_| Cut)
 }
 
 /// Executes after `delay`, with all conditions judged then; nobody is told.

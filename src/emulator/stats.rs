@@ -21,6 +21,8 @@ pub(super) struct Stats {
     /// Not set back: a state, no count.
     pub open_connections: AtomicU64,
     pub throttled: AtomicU64,
+    /// Not set back either.
+    pub held: AtomicU64,
     pub late_scheduled: AtomicU64,
     pub late_applied: AtomicU64,
     pub late_refused: AtomicU64,
@@ -66,6 +68,8 @@ pub struct StatsReport {
     pub open_connections: u64,
     /// Requests refused with 503 because of a cap.
     pub throttled: u64,
+    /// Requests that a rule holds now, before their execution.
+    pub held: u64,
     /// Late executions.
     pub late: LateStats,
 }
@@ -125,6 +129,7 @@ impl Stats {
             connections: get(&self.connections),
             open_connections: get(&self.open_connections),
             throttled: get(&self.throttled),
+            held: get(&self.held),
             late: LateStats {
                 scheduled: get(&self.late_scheduled),
                 applied: get(&self.late_applied),

@@ -216,3 +216,27 @@ fn latency_is_never_less_than_asked_for() {
     client.page("a", 0, &[1; 512]).send().expect_status(201);
     assert!(start.elapsed() >= Duration::from_millis(20));
 }
+
+/// Nothing of what is listed is moved, however long it is.
+#[test]
+fn a_list_of_ranges_takes_nothing_of_a_cap_on_bytes() {
+    let (running, client) = memory();
+    client.create("a", 1 << 30);
+    let change = SettingsChange {
+        bandwidth: Some(1 << 20),
+        ..SettingsChange::default()
+    };
+    running.change(&change).expect("no key in it");
+    let listed = || {
+        let whole = format!("bytes=0-{}", (1u64 << 30) - 1);
+        let list = client.get("dysks/a?comp=pagelist");
+        list.with("x-ms-range", whole).code()
+    };
+    assert_eq!([listed(), listed()], ["200", "200"]);
+    // What a read moves counts.
+    let read = || {
+        let get = client.get("dysks/a");
+        get.with("x-ms-range", "bytes=0-4194303").code()
+    };
+    assert_eq!([read(), read()], ["206", "503 ServerBusy"]);
+}
