@@ -13,6 +13,7 @@ pub struct Gate {
     /// Requests inside, and [`CLOSED`].
     inside: AtomicU64,
     empty: Notify,
+    shut: Notify,
 }
 
 /// A request that is inside until this is dropped.
@@ -39,6 +40,18 @@ impl Gate {
     /// Refuses new requests from now on.
     pub fn close(&self) {
         self.inside.fetch_or(CLOSED, Ordering::AcqRel);
+        self.shut.notify_waiters();
+    }
+
+    /// Waits until nothing new is let in.
+    pub async fn closed(&self) {
+        loop {
+            let shut = self.shut.notified();
+            if self.inside.load(Ordering::Acquire) & CLOSED != 0 {
+                return;
+            }
+            shut.await;
+        }
     }
 
     /// Waits until nobody is inside.
@@ -71,7 +84,13 @@ mod tests {
         let gate = Gate::default();
         let one = gate.enter().unwrap();
         let two = gate.enter().unwrap();
-        gate.close();
+        let mut closed = Box::pin(gate.closed());
+        tokio::select! {
+            biased;
+            () = &mut closed => panic!("it is open"),
+            () = std::future::ready(()) => gate.close(),
+        }
+        closed.await;
         assert!(gate.enter().is_none());
         assert_eq!(gate.count(), 2);
         let mut empty = Box::pin(gate.empty());

@@ -19,8 +19,9 @@ use super::standing::{Fenced, Standing};
 use super::stats::Sent;
 use super::store::PageStore;
 use super::trouble::Trouble;
+use super::unwritten::Unwritten;
 use crate::blob::retry::Backoff;
-use crate::blob::{Attempt, Checksum, Conditions, LeaseId, Range, StorageError};
+use crate::blob::{Attempt, Checksum, Conditions, LeaseId, PageRanges, Range, StorageError};
 use crate::caller::unless_gone;
 use crate::device::{DeviceError, ReadData};
 
@@ -114,6 +115,8 @@ pub struct Io<S> {
     /// Keeps changes back while the blob's entity tag has to stay as it is.
     pub(super) hold: Hold,
     pub(super) sent: Sent,
+    /// What the store has no pages for; `None` when that is not to be known.
+    pub(super) unwritten: Option<Unwritten>,
     pub(super) trouble: Trouble,
     /// What the owner allows.
     pub(super) cap: Cap,
@@ -148,7 +151,8 @@ impl<S: PageStore> Io<S> {
         self.within_deadline("read", range, Box::pin(read)).await
     }
 
-    async fn read_settled(&self, range: Range) -> Result<ReadData, DeviceError> {
+    /// Reads `range` from the store.
+    pub(super) async fn fetch(&self, range: Range) -> Result<ReadData, DeviceError> {
         let deadline = self.deadline(range.len());
         self.admit(range.len()).await?;
         let under_way = self.standing.progress.begin();
@@ -193,13 +197,8 @@ impl<S: PageStore> Io<S> {
         let under_way = self.standing.progress.begin();
         let mut pauses = Pauses::default();
         loop {
-            let permit = self.permit(0, pauses.again()).await?;
-            self.requests.fetch_add(1, Ordering::Relaxed);
-            let begun = Instant::now();
-            let attempt = self.blob.page_ranges(within, most, deadline).await;
-            self.sent.ranges.ended(begun, 0, attempt.is_err());
-            permit.settle(&attempt);
-            match attempt {
+            let again = pauses.again();
+            match self.ranges_once(within, most, again, deadline).await? {
                 Ok(page) => {
                     under_way.done();
                     let last = page.filled.last().map_or(within.start, |range| range.end);
@@ -219,6 +218,23 @@ impl<S: PageStore> Io<S> {
                 }
             }
         }
+    }
+
+    /// One attempt at Get Page Ranges.
+    pub(super) async fn ranges_once(
+        &self,
+        within: Range,
+        most: u32,
+        again: bool,
+        deadline: Duration,
+    ) -> Result<Attempt<PageRanges>, DeviceError> {
+        let permit = self.permit(0, again).await?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let begun = Instant::now();
+        let attempt = self.blob.page_ranges(within, most, deadline).await;
+        self.sent.ranges.ended(begun, 0, attempt.is_err());
+        permit.settle(&attempt);
+        Ok(attempt)
     }
 
     async fn recover_read(
@@ -314,7 +330,8 @@ impl<S: PageStore> Io<S> {
         }
     }
 
-    async fn change_settled(&self, change: &Change) -> Result<(), DeviceError> {
+    /// Sends `change` until its outcome is settled.
+    pub(super) async fn send_settled(&self, change: &Change) -> Result<(), DeviceError> {
         // Before it goes inside: who holds would wait for it.
         unless_gone(self.admit(change.bytes())).await??;
         let under_way = self.standing.progress.begin();

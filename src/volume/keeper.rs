@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::judge;
+use super::moment::Moment;
 use super::standing::Standing;
 use super::store::PageStore;
 use crate::blob::retry::Backoff;
@@ -204,16 +205,22 @@ async fn keep<S: PageStore>(
     let mut renew_at = Instant::now() + RENEW_EVERY;
     let mut backoff = Backoff::new(PAUSE, LONGEST_PAUSE);
     let mut doubtful = false;
+    // A raise comes next, if one is wanted: those who have the lease confirmed
+    // may be so many that one of them always waits.
+    let mut raise_next = false;
     while standing.fenced().is_none() && !*stop.borrow() {
         let wishes = standing.wishes();
-        let step = if doubtful || wishes.confirm || Instant::now() >= renew_at {
+        let confirm = wishes.confirm && !(raise_next && wishes.raise_to.is_some());
+        let step = if doubtful || confirm || Instant::now() >= renew_at {
             let renewed = renew(&blob, &id, &standing).await;
             if renewed.is_ok() {
                 renew_at = Instant::now() + RENEW_EVERY;
                 doubtful = false;
             }
+            raise_next = true;
             renewed
         } else if let Some(number) = wishes.raise_to {
+            raise_next = false;
             let raised = raise(&blob, &id, number, &standing).await;
             doubtful = raised.as_ref().is_err_and(StorageError::is_lease_lost);
             raised
@@ -279,7 +286,7 @@ async fn renew<S: PageStore>(
     id: &LeaseId,
     standing: &Standing,
 ) -> Result<(), StorageError> {
-    let asked = Instant::now();
+    let asked = Moment::now();
     match blob.renew_lease(id, ATTEMPT).await {
         Ok(()) => standing.confirmed(asked),
         Err(error) if is_conflict(&error) || error.is_not_found() => standing.fence_because(&error),

@@ -3,7 +3,8 @@
 //!
 //! A write walks: [`disk`] (bounds, alignment, [`range_lock`]) to [`io`]
 //! (bound by [`standing`], judged by [`judge`], repeated) to one Put Page. The
-//! [`keeper`] renews the lease and raises the sequence number beside it.
+//! [`keeper`] renews the lease and raises the sequence number beside it, and
+//! [`load`] finds out which parts need no request at all ([`unwritten`]).
 
 mod blockage;
 mod cache;
@@ -19,20 +20,25 @@ mod intent;
 mod io;
 mod judge;
 mod keeper;
+mod load;
+mod moment;
 mod open;
 mod pace;
 mod patience;
 mod progress;
 mod published;
 mod range_lock;
+mod range_set;
 mod settings;
 mod snapshot;
 mod snapshot_group;
 mod snapshot_open;
+mod sparse;
 mod standing;
 mod stats;
 mod store;
 mod trouble;
+mod unwritten;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -61,7 +67,8 @@ pub use published::{
 use range_lock::RangeLock;
 pub use settings::{Settings, TakenUp, Wish, forget_wish, leave_wish, wish};
 pub use snapshot::{
-    Snapshot, create_snapshot, delete_snapshot, list_snapshots, metadata_text, snapshot_name,
+    Snapshot, create_snapshot, delete_snapshot, delete_snapshots_of_name, list_snapshots,
+    metadata_text, snapshot_name,
 };
 pub use snapshot_group::{
     GroupError, GroupSnapshots, Member, Membership, create_group, find_group,
@@ -120,6 +127,9 @@ pub struct OpenOptions {
     pub io_deadline: Option<Duration>,
     /// Checksum on every write sent and read received.
     pub integrity: Checksum,
+    /// Learn in the background which parts hold no pages, and make no requests
+    /// for them. Only who holds the lease may know.
+    pub allocation_map: bool,
     /// What it sends to the store at most.
     pub limits: Limits,
     /// What it shares with the account's other volumes; `None` for a limit of
@@ -154,6 +164,7 @@ impl OpenOptions {
             waiting: None,
             io_deadline: None,
             integrity: Checksum::Off,
+            allocation_map: true,
             limits: Limits::default(),
             pace: None,
             keeper: None,

@@ -27,12 +27,15 @@ use super::hold::Hold;
 use super::intent::{self, Intent};
 use super::io::Io;
 use super::keeper::{self, HeldLease, Keeper, LEASE_SECONDS};
+use super::load;
+use super::moment::Moment;
 use super::pace::Cap;
 use super::patience::patiently;
 use super::standing::{RUN_AHEAD, Standing};
 use super::stats::Sent;
 use super::store::PageStore;
 use super::trouble::Trouble;
+use super::unwritten::Unwritten;
 use super::{OpenError, OpenOptions, Volume};
 use crate::blob::vhd::{self, Layout};
 use crate::blob::{
@@ -81,7 +84,7 @@ pub(super) async fn open<S: PageStore>(
         HeldLease::new
     };
     let lease = new(runtime, blob.isolated(2), options.lease.clone());
-    let asked = Instant::now();
+    let asked = Moment::now();
     let held = Held::default();
     match take(&blob, &options, &held).await {
         Ok(learned) => {
@@ -428,7 +431,7 @@ async fn open_read_only<S: PageStore>(
         number: seen.sequence_number,
         cache: None,
     };
-    let standing = Arc::new(Standing::new(learned.number, Instant::now()));
+    let standing = Arc::new(Standing::new(learned.number, Moment::now()));
     Ok(volume(blob, options, &learned, standing, None))
 }
 
@@ -438,7 +441,7 @@ pub(super) fn fenced<S: PageStore>(
     (size, layout): (u64, Layout),
     reason: String,
 ) -> Arc<Volume<S>> {
-    let standing = Arc::new(Standing::new(0, Instant::now()));
+    let standing = Arc::new(Standing::new(0, Moment::now()));
     standing.fence(reason);
     let io = io(blob, options, standing);
     Arc::new(Volume::new(io, layout, size, None, None))
@@ -455,6 +458,7 @@ fn io<S: PageStore>(blob: S, options: &OpenOptions, standing: Arc<Standing>) -> 
         requests: AtomicU64::new(0),
         hold: Hold::default(),
         sent: Sent::default(),
+        unwritten: (options.allocation_map && !options.read_only).then(Unwritten::default),
         trouble: Trouble::default(),
         cap: Cap::new(options.limits),
         pace: options.pace.clone().unwrap_or_default().join(),
@@ -478,6 +482,9 @@ fn volume<S: PageStore>(
     ));
     if !options.hold_back {
         cache::run(&volume);
+    }
+    if volume.io.unwritten.is_some() {
+        load::start(&volume);
     }
     volume
 }

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use super::OpenError;
 use super::open::unusable;
-use super::patience::patiently;
-use super::{OpenError, snapshot_group};
-use crate::blob::{Conditions, DeleteSnapshots, Effect, ListedBlob, PageBlob, StorageError};
+use super::patience::{Patience, patiently};
+use super::snapshot_group::{self, Membership};
+use crate::blob::{
+    Account, Conditions, DeleteSnapshots, Effect, ListedBlob, PageBlob, StorageError,
+};
 
 /// The name of a snapshot, among its metadata.
 const KEY: &str = "dysksnapshot";
@@ -25,6 +28,8 @@ pub struct Snapshot {
     pub name: Option<String>,
     /// Bytes in the blob at that time, footer included.
     pub blob_size: u64,
+    /// It is of a group, which has a name of its own.
+    pub of_group: bool,
 }
 
 /// Text as a metadata value: any text in, ASCII without blanks out.
@@ -53,7 +58,10 @@ pub async fn create_snapshot(
 ) -> Result<Snapshot, OpenError> {
     check_name(blob, name)?;
     let none = Conditions::default();
+    let mut patience = Patience::begin();
     loop {
+        // Also after one was taken: a request of an earlier call, which was given
+        // up, may have come in before it, and whoever asks is told the same one.
         let listed = list_snapshots(blob, deadline).await?;
         if let Some(there) = find(listed, name) {
             return Ok(there);
@@ -68,25 +76,12 @@ pub async fn create_snapshot(
             if_match: Some(seen.etag),
             ..Conditions::default()
         };
-        let mut patience = super::patience::Patience::begin();
         match blob.create_snapshot(&metadata, &conditions, deadline).await {
-            Ok(time) => {
-                return Ok(Snapshot {
-                    time,
-                    name: Some(name.to_owned()),
-                    blob_size: seen.size,
-                });
-            }
+            Ok(_) => {}
             // A disk in use changes all the time; its metadata does not.
             Err(error) if error.code() == "ConditionNotMet" => {
                 match snapshot_of_busy(blob, &metadata, deadline).await {
-                    Ok(time) => {
-                        return Ok(Snapshot {
-                            time,
-                            name: Some(name.to_owned()),
-                            blob_size: seen.size,
-                        });
-                    }
+                    Ok(_) => {}
                     Err(error) if error.effect() == Effect::NotApplied => return Err(error.into()),
                     Err(error) => patience.after(error).await?,
                 }
@@ -125,7 +120,7 @@ async fn snapshot_of_busy(
 pub(super) fn find(snapshots: Vec<Snapshot>, name: &str) -> Option<Snapshot> {
     let named = snapshots
         .into_iter()
-        .filter(|snapshot| snapshot.name.as_deref() == Some(name));
+        .filter(|snapshot| !snapshot.of_group && snapshot.name.as_deref() == Some(name));
     named.min_by(|a, b| a.time.cmp(&b.time))
 }
 
@@ -138,23 +133,34 @@ pub async fn list_snapshots(
     deadline: Duration,
 ) -> Result<Vec<Snapshot>, OpenError> {
     let address = blob.address();
+    let (container, name) = (&address.container, &address.blob);
+    let listed = list_with_snapshots(blob.account(), container, name, deadline).await?;
+    // The prefix finds longer names too.
+    let own = listed.into_iter().filter(|listed| listed.name == *name);
+    let mut found: Vec<Snapshot> = own.filter_map(of_listed).collect();
+    found.sort_by(|a, b| a.time.cmp(&b.time));
+    Ok(found)
+}
+
+/// All pages of the list of blobs whose names begin with `prefix`, and of their
+/// snapshots.
+pub(super) async fn list_with_snapshots(
+    account: &Account,
+    container: &str,
+    prefix: &str,
+    deadline: Duration,
+) -> Result<Vec<ListedBlob>, StorageError> {
     let mut marker: Option<String> = None;
     let mut found = Vec::new();
     loop {
-        let account = blob.account();
-        let (container, name) = (&address.container, &address.blob);
         let (page, next) =
-            patiently!(account.list_blobs(container, name, true, marker.as_deref(), deadline))?;
-        // The prefix finds longer names too.
-        let own = page.into_iter().filter(|listed| listed.name == *name);
-        found.extend(own.filter_map(of_listed));
+            patiently!(account.list_blobs(container, prefix, true, marker.as_deref(), deadline))?;
+        found.extend(page);
         marker = next.filter(|next| !next.is_empty());
         if marker.is_none() {
-            break;
+            return Ok(found);
         }
     }
-    found.sort_by(|a, b| a.time.cmp(&b.time));
-    Ok(found)
 }
 
 fn of_listed(listed: ListedBlob) -> Option<Snapshot> {
@@ -162,7 +168,29 @@ fn of_listed(listed: ListedBlob) -> Option<Snapshot> {
         time: listed.snapshot?,
         name: snapshot_name(&listed.metadata),
         blob_size: listed.size,
+        of_group: Membership::of(&listed.metadata).is_some(),
     })
+}
+
+/// Deletes the snapshot called `name` that was taken at `time`, the one which
+/// [`create_snapshot`] told, and others of that name: requests of calls that were
+/// given up took them, and nobody knows of them.
+///
+/// # Errors
+/// The store refuses.
+pub async fn delete_snapshots_of_name(
+    blob: &PageBlob,
+    (name, time): (&str, &str),
+    deadline: Duration,
+) -> Result<(), OpenError> {
+    for other in list_snapshots(blob, deadline).await? {
+        let same = !other.of_group && other.name.as_deref() == Some(name);
+        if same && other.time != time {
+            delete_snapshot(blob, &other.time, deadline).await?;
+        }
+    }
+    // The last, as it is what a repeated call looks for.
+    delete_snapshot(blob, time, deadline).await
 }
 
 /// Deletes the snapshot taken at `time`; one that is not there is deleted.

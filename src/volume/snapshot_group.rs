@@ -28,7 +28,7 @@ use uuid::Uuid;
 use super::OpenError;
 use super::open::unusable;
 use super::patience::patiently;
-use super::snapshot::{self, delete_snapshot};
+use super::snapshot::{self, delete_snapshot, list_with_snapshots};
 use crate::blob::retry::Backoff;
 use crate::blob::{
     Account, Advice, Conditions, Effect, ListedBlob, PageBlob, Properties, StorageError,
@@ -182,21 +182,10 @@ pub async fn find_group(
     group: &str,
     deadline: Duration,
 ) -> Result<GroupSnapshots, StorageError> {
-    let mut marker: Option<String> = None;
-    let mut found = Vec::new();
-    loop {
-        let page = patiently!(account.list_blobs(container, "", true, marker.as_deref(), deadline));
-        let (page, next) = match page {
-            Err(error) if error.is_not_found() => break,
-            other => other?,
-        };
-        found.extend(page);
-        marker = next.filter(|next| !next.is_empty());
-        if marker.is_none() {
-            break;
-        }
+    match list_with_snapshots(account, container, "", deadline).await {
+        Err(error) if error.is_not_found() => Ok(GroupSnapshots::default()),
+        listed => Ok(GroupSnapshots::of(group, listed?)),
     }
-    Ok(GroupSnapshots::of(group, found))
 }
 
 /// How a round ended; what it took, a look tells.

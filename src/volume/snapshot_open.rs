@@ -97,6 +97,7 @@ impl Volume {
                         time,
                         name: Some(name.to_owned()),
                         blob_size: seen.size,
+                        of_group: false,
                     });
                 }
                 Err(error) if error.code() == "ConditionNotMet" && changes < MOST_CHANGES => {

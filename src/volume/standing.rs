@@ -21,17 +21,24 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::blockage::Blockage;
+use super::keeper::LEASE_SECONDS;
+use super::moment::Moment;
 use super::progress::Progress;
 use crate::blob::StorageError;
 
 /// By how much a write's bound may exceed the number that the blob is known to
 /// have.
 pub const RUN_AHEAD: u64 = 64;
+
+/// How long after it was asked for a renewal is relied upon: a lease lasts
+/// longer than that, by more than two clocks can differ in the meantime.
+const CERTAIN: Duration = Duration::from_secs(LEASE_SECONDS as u64 - 10);
 
 /// Why and since when a volume is fenced.
 #[derive(Clone, Debug)]
@@ -59,8 +66,8 @@ struct State {
     number: u64,
     wanted: u64,
     owed: u64,
-    /// When the store last said that the lease is ours.
-    confirmed: Instant,
+    /// When the store was last asked and said that the lease is ours.
+    confirmed: Moment,
     /// Somebody waits for a confirmation newer than this.
     confirm_after: Option<Instant>,
     fenced: Option<Arc<Fenced>>,
@@ -97,7 +104,7 @@ impl Standing {
     /// A standing after an attach that raised the number to `number` and
     /// acquired the lease at `confirmed`.
     #[must_use]
-    pub fn new(number: u64, confirmed: Instant) -> Self {
+    pub fn new(number: u64, confirmed: Moment) -> Self {
         let state = State {
             number,
             wanted: number,
@@ -179,7 +186,15 @@ impl Standing {
             }
             post
         });
-        self.wait(|state| state.confirmed > asked).await
+        self.wait(|state| state.confirmed.at > asked).await
+    }
+
+    /// The lease has not run out: nobody else can have taken it since it was
+    /// confirmed, unless it was broken or released for us.
+    #[must_use]
+    pub fn certain(&self) -> bool {
+        let state = self.state.borrow();
+        state.fenced.is_none() && state.confirmed.elapsed() < CERTAIN
     }
 
     /// The number that the blob is known to have reached.
@@ -276,7 +291,7 @@ impl Standing {
             raise_to: (state.wanted > state.number).then_some(state.wanted),
             confirm: state
                 .confirm_after
-                .is_some_and(|after| after >= state.confirmed),
+                .is_some_and(|after| after >= state.confirmed.at),
         }
     }
 
@@ -289,7 +304,7 @@ impl Standing {
                     || state.wanted > state.number
                     || state
                         .confirm_after
-                        .is_some_and(|after| after >= state.confirmed)
+                        .is_some_and(|after| after >= state.confirmed.at)
             })
             .await
             .expect("the sender is self, which is borrowed");
@@ -306,9 +321,12 @@ impl Standing {
 
     /// The store said, in answer to a request begun at `asked`, that the lease
     /// is ours.
-    pub(super) fn confirmed(&self, asked: Instant) {
-        self.state
-            .send_modify(|state| state.confirmed = state.confirmed.max(asked));
+    pub(super) fn confirmed(&self, asked: Moment) {
+        self.state.send_modify(|state| {
+            if state.confirmed.at < asked.at {
+                state.confirmed = asked;
+            }
+        });
     }
 }
 
@@ -349,7 +367,7 @@ mod tests {
 
     #[tokio::test]
     async fn writes_run_ahead_of_a_raise_but_not_of_a_debt() {
-        let standing = Standing::new(7, Instant::now());
+        let standing = Standing::new(7, Moment::now());
         let first = standing.begin().await.unwrap();
         assert_eq!(first.less_than(), 8);
         standing.want(8);
@@ -379,7 +397,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_bound_runs_ahead_further_than_a_successor_raises() {
-        let standing = Standing::new(7, Instant::now());
+        let standing = Standing::new(7, Moment::now());
         standing.want(7 + 10 * RUN_AHEAD);
         let write = standing.begin().await.unwrap();
         assert_eq!(write.bound(), 7 + RUN_AHEAD);
@@ -388,7 +406,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_fence_wakes_and_refuses_everybody() {
-        let standing = Standing::new(1, Instant::now());
+        let standing = Standing::new(1, Moment::now());
         let waits = standing.raise_past(1);
         standing.fence("412 LeaseIdMismatchWithBlobOperation".into());
         standing.fence("another".into());
@@ -401,8 +419,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_confirmation_begun_earlier_does_not_count() {
-        let standing = Standing::new(1, Instant::now());
-        let before = Instant::now();
+        let standing = Standing::new(1, Moment::now());
+        let before = Moment::now();
         let mut waits = Box::pin(standing.confirm_lease());
         tokio::select! {
             biased;
@@ -412,9 +430,28 @@ mod tests {
         assert!(standing.wishes().confirm);
         standing.confirmed(before);
         assert!(standing.wishes().confirm, "asked before the wish");
-        let later = Instant::now() + std::time::Duration::from_nanos(1);
+        let mut later = Moment::now();
+        later.at += Duration::from_nanos(1);
         standing.confirmed(later);
         assert!(!standing.wishes().confirm);
         waits.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_certain_for_less_than_it_lasts() {
+        let second = Duration::from_secs(1);
+        let standing = Standing::new(1, Moment::now());
+        tokio::time::advance(30 * second).await;
+        let asked = Moment::now();
+        tokio::time::advance(15 * second).await;
+        standing.confirmed(asked);
+        tokio::time::advance(30 * second).await;
+        assert!(standing.certain());
+        tokio::time::advance(10 * second).await;
+        assert!(!standing.certain(), "55 s after the question");
+        standing.confirmed(Moment::now());
+        assert!(standing.certain());
+        standing.fence("412 LeaseIdMismatchWithBlobOperation".into());
+        assert!(!standing.certain());
     }
 }

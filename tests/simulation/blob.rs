@@ -43,6 +43,8 @@ pub struct Blob {
     pub lost: BTreeSet<String>,
     /// In which order lease ids were first granted.
     pub granted: BTreeMap<String, u32>,
+    /// When they run out, or would have.
+    run_out: BTreeMap<String, Duration>,
 }
 
 const PAGE: usize = 512;
@@ -64,6 +66,7 @@ impl Blob {
             lease_first,
             lost: BTreeSet::new(),
             granted: BTreeMap::new(),
+            run_out: BTreeMap::new(),
         }
     }
 
@@ -96,6 +99,12 @@ impl Blob {
             } if *until > now => Some((id, *late)),
             _ => None,
         }
+    }
+
+    /// When a lease runs out that was granted, or would have run out if nobody
+    /// had broken it or given it back.
+    pub fn runs_out(&self, id: &str) -> Option<Duration> {
+        self.run_out.get(id).copied()
     }
 
     fn lose(&mut self) {
@@ -259,10 +268,12 @@ impl Blob {
         }
         let order = u32::try_from(self.granted.len()).expect("few leases");
         self.granted.entry(new.as_str().into()).or_insert(order);
+        let until = now + Duration::from_secs(seconds.into());
+        self.run_out.insert(new.as_str().into(), until);
         self.lease = Lease::Leased {
             id: new.as_str().into(),
             seconds,
-            until: now + Duration::from_secs(seconds.into()),
+            until,
             late,
         };
         Ok(())
@@ -280,6 +291,7 @@ impl Blob {
                 id, seconds, until, ..
             } if id == named.as_str() => {
                 *until = now + Duration::from_secs((*seconds).into());
+                self.run_out.insert(id.clone(), *until);
                 Ok(())
             }
             _ => Err((409, "LeaseIdMismatchWithLeaseOperation")),

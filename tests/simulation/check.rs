@@ -68,6 +68,9 @@ pub struct Sessions {
     pub ranks: BTreeMap<u32, Rank>,
     /// Their caching, where there is any.
     pub caching: BTreeMap<u32, Caching>,
+    /// Reads that began while their holder's lease had not run out, whoever had
+    /// taken it: where it knew of nothing it need not have asked.
+    pub unasking: BTreeSet<u32>,
 }
 
 impl Sessions {
@@ -222,6 +225,7 @@ mod tests {
         let sessions = Sessions {
             ranks: [(0, rank(0)), (1, rank(0)), (50, rank(1))].into(),
             caching: [(1, Caching::ReadWrite)].into(),
+            unasking: (0..50).collect(),
         };
         check(&parts.concat(), CELLS_PER_PAGE, &sessions)
     }
@@ -309,6 +313,45 @@ mod tests {
             done(4),
         ];
         assert!(verdict(&[&staged(2), &over, &lost, &read(20, 0)]).is_err());
+    }
+
+    #[test]
+    fn a_holder_that_was_overtaken_may_believe_empty_what_was_empty() {
+        let theirs = [begin(30, 50, Io::Write(PAGE, false)), done(30)];
+        let seen_at = |step, before: &[Event], seen| {
+            let late = read(step, seen);
+            verdict(&[before, &[opened(50, Loss::Nothing)], &theirs, &late])
+        };
+        let seen = |before: &[Event], seen| seen_at(20, before, seen);
+        let mine = [write(1), done(1)];
+        assert!(seen(&[], 31).is_ok(), "it asked");
+        assert!(seen(&[], 0).is_ok(), "it never wrote there");
+        assert!(seen(&mine, 31).is_ok(), "it asked");
+        assert!(seen(&mine, 0).is_err(), "it wrote there");
+        assert!(seen(&mine, 2).is_err(), "it caches nothing");
+        assert!(seen_at(60, &[], 31).is_ok(), "it asked");
+        assert!(seen_at(60, &[], 0).is_err(), "its lease had run out");
+        let trim = [begin(2, 0, Io::Trim(PAGE, false)), done(2)];
+        let cleared = [&mine[..], &trim].concat();
+        assert!(seen(&cleared, 0).is_ok(), "it cleared it");
+        let again = [&cleared[..], &[write(3), done(3)]].concat();
+        assert!(seen(&again, 0).is_err(), "and wrote again");
+    }
+
+    #[test]
+    fn what_was_believed_empty_when_a_holder_was_overtaken_was_empty() {
+        let late = [write(1), dropped(1)];
+        let opened = [opened(50, Loss::Nothing)];
+        let theirs = [begin(30, 50, Io::Read(PAGE))];
+        let seen = |value| {
+            let values = PAGE.iter().map(|cell| (cell, value)).collect();
+            Event::Done { step: 30, values }
+        };
+        for (value, fine) in [(0, true), (2, false)] {
+            let theirs = [&theirs[..], &[seen(value)]].concat();
+            let history: [&[Event]; 4] = [&late, &opened, &read(20, 0), &theirs];
+            assert_eq!(verdict(&history).is_ok(), fine, "{value}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::check::{Event, Loss};
 use crate::ending::blob;
 use crate::falls::Line;
 use crate::fate::generator;
-use crate::outcome::{Outcome, Tally};
+use crate::outcome::{Outcome, Tally, timeless};
 use crate::plan::{Action, GiveUp, NODES, Opening, Plan, Profile, Step};
 use crate::session::{Held, Session, close_all, open, request};
 use crate::store::SimStore;
@@ -471,7 +471,7 @@ impl<'a> Driver<'a> {
                 if matches!(error, OpenError::Fenced { .. }) {
                     self.lose(task.node, Loss::Perhaps);
                 }
-                let what = format!("not opened: {error}");
+                let what = timeless(&format!("not opened: {error}"));
                 self.record(Event::Noted { step, what });
                 if self.plan.profile == Profile::Calm {
                     return Err(format!("#{step} not opened in a calm: {error}"));

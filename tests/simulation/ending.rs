@@ -1,6 +1,7 @@
 //! The end of a history: everything is closed on a store that is well, and
 //! what is left is looked at.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -225,6 +226,27 @@ impl Driver<'_> {
             .map_err(|error| format!("not closed on a well store: {error}"))
     }
 
+    /// Reads that began before their holder's lease would have run out.
+    fn unasking(&self) -> BTreeSet<u32> {
+        let world = lock(&self.world);
+        let reads = self.events.iter().filter_map(|(at, event)| match event {
+            Event::Invoked {
+                step,
+                session,
+                io: Io::Read(_),
+            } if self.plan.map => Some((*at, *step, *session)),
+            _ => None,
+        });
+        reads
+            .filter(|(at, _, session)| {
+                let held = self.held.get(session);
+                let lease = held.map(|held| lease_text(held.lease));
+                lease.is_some_and(|lease| world.blob.runs_out(&lease) > Some(*at))
+            })
+            .map(|(_, step, _)| step)
+            .collect()
+    }
+
     fn check(&self) -> Result<(), String> {
         let granted = lock(&self.world).blob.granted.clone();
         let rank = |held: &Held| {
@@ -239,6 +261,7 @@ impl Driver<'_> {
         let sessions = Sessions {
             ranks: ranks.collect(),
             caching: self.caching.clone(),
+            unasking: self.unasking(),
         };
         let events: Vec<Event> = self.events.iter().map(|(_, event)| event.clone()).collect();
         check::check(&events, self.plan.cells(), &sessions)

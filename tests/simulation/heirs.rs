@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::check::{Event, Loss};
 use crate::driver::{Driver, Ended, Node, Task};
+use crate::outcome::timeless;
 use crate::plan::{GiveUp, Heir, Opening, Step};
 use crate::session::{Held, Session, open_as};
 use crate::store::SimStore;
@@ -69,7 +70,7 @@ impl Driver<'_> {
             }
             Err(why) => {
                 self.tally.taken_back += 1;
-                let what = format!("not handed over: {why}");
+                let what = timeless(&format!("not handed over: {why}"));
                 self.record(Event::Noted { step, what });
                 self.nodes[node] = Node::Open(old);
             }

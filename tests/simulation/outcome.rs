@@ -53,3 +53,16 @@ impl Tally {
         self.taken_back += other.taken_back;
     }
 }
+
+/// `text` without the time in the name of what was set aside: that is the wall
+/// clock's, which no seed decides.
+pub fn timeless(text: &str) -> String {
+    let parts: Vec<&str> = text.split(".aside").collect();
+    let timeless = |part: &&str| {
+        part.trim_end_matches(|c: char| c.is_ascii_digit())
+            .to_owned()
+    };
+    let (last, named) = parts.split_last().expect("at least one");
+    let named: Vec<String> = named.iter().map(timeless).collect();
+    [&named[..], &[(*last).to_owned()]].concat().join("*.aside")
+}

@@ -199,6 +199,8 @@ pub struct Plan {
     /// Each opening is two under one lease, and requests are dealt to them in
     /// turn: what orders the requests of one volume is lost.
     pub twins: bool,
+    /// Volumes learn what holds no pages.
+    pub map: bool,
     /// Staging folders are on disks, and outlive a power cut.
     pub disk: bool,
     /// Bytes that a volume may cache, if bounded.
@@ -392,6 +394,7 @@ impl Plan {
             spared: BTreeSet::new(),
             heal_at: heal_at.unwrap_or_default(),
             twins: false,
+            map: true,
             disk: false,
             budget: None,
             room: None,
@@ -482,6 +485,7 @@ impl Plan {
             spared: BTreeSet::new(),
             heal_at,
             twins: false,
+            map: true,
             disk: cached && draw.chance(50),
             budget: (cached && draw.chance(30)).then(|| u64::from(draw.below(4)) * 4096),
             room: (cached && draw.chance(10)).then(|| u64::from(draw.below(3)) * 4096),

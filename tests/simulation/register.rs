@@ -184,7 +184,8 @@ impl<'a> Register<'a> {
                         past: state.past | over,
                         ..state
                     };
-                    if self.sessions.caching(write.session) != Caching::ReadWrite {
+                    let stages = self.sessions.caching(write.session) == Caching::ReadWrite;
+                    if !stages {
                         next.stored = write.value;
                     }
                     for read in &self.reads {
@@ -192,7 +193,9 @@ impl<'a> Register<'a> {
                             next.satisfied |= read.bit;
                         }
                     }
-                    if !(self.apart && write.through) {
+                    // Apart from all others the store refuses it; but over what
+                    // is staged it is staged first.
+                    if !(self.apart && write.through) || stages {
                         reach(next);
                     }
                 } else if state.durable & write.bit == 0 && !self.apart {
@@ -372,10 +375,23 @@ impl<'a> Register<'a> {
         }
     }
 
-    /// A session opened the volume after this loss; those that are `apart` do
-    /// not know.
-    pub fn opened(&mut self, session: u32, loss: Loss, apart: &BTreeSet<u32>) {
+    /// Whether the store may have nothing there.
+    pub fn may_be_empty(&mut self) -> bool {
         self.unfold();
+        self.stored().contains(&0)
+    }
+
+    /// A session opened the volume after this loss; those that are `apart` do
+    /// not know. If it is `supposed_empty`, the store had nothing there.
+    pub fn opened(
+        &mut self,
+        session: u32,
+        (loss, supposed_empty): (Loss, bool),
+        apart: &BTreeSet<u32>,
+    ) {
+        self.unfold();
+        self.possible
+            .retain(|state| !supposed_empty || state.stored == 0);
         let stored = self.stored();
         let lost = |state: &Possible| Possible {
             value: state.stored,

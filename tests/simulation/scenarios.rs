@@ -328,6 +328,53 @@ fn nothing_of_a_killed_daemon_happens_after_its_successor_is_there() {
     }
 }
 
+/// A node that stood still until its lease had run out goes on where it was. It
+/// does not know of its loss yet, but that it cannot be sure of what is empty.
+#[test]
+fn a_node_that_stood_still_believes_nothing() {
+    for seed in 0..200 {
+        let mut steps = vec![
+            (Duration::ZERO, 0, OPEN),
+            (S, 0, Action::Freeze(80 * S)),
+            (2 * S, 1, OPEN),
+            (70 * S, 1, io(Io::Write(cells(0, 8), false))),
+        ];
+        for at in 0..8 {
+            steps.push((81 * S + at * 2 * MS, 0, io(Io::Read(cells(0, 12)))));
+        }
+        let events = sound(&Plan::of(seed, steps, Vec::new()));
+        let answered = |event: &Event| matches!(event, Event::Done { step: 4.., values } if values.len() == 12);
+        assert!(events.iter().any(answered), "all were fenced");
+    }
+}
+
+/// A write that was given up may come until the number is raised: until then
+/// nobody learns that there is nothing where it goes.
+#[test]
+fn nothing_is_learned_while_a_write_may_come_late() {
+    let rule = |target, (from, to), percent, trouble| Rule {
+        from,
+        to,
+        target,
+        percent,
+        trouble: Some(trouble),
+    };
+    for seed in 0..1000 {
+        let rules = vec![
+            rule(Target::Keepers, (40 * MS, 8 * S), 100, Trouble::Unreachable),
+            rule(Target::Data, (30 * MS, 400 * MS), 70, Trouble::Reset),
+        ];
+        let write = Action::Io(Io::Write(cells(0, 4), false), GiveUp::After(300 * MS));
+        let steps = vec![
+            (Duration::ZERO, 0, OPEN),
+            (80 * MS, 0, write),
+            (12 * S, 0, io(Io::Trim(cells(0, 4), false))),
+            (13 * S, 0, io(Io::Read(cells(0, 4)))),
+        ];
+        sound(&Plan::of(seed, steps, rules));
+    }
+}
+
 /// An heir that finds the volume taken sets the unflushed writes aside. The old
 /// daemon goes on without them, and may answer no flush.
 #[test]
@@ -379,10 +426,11 @@ fn a_dropped_volume_leaves_no_task_behind() {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        // The release of the lease and its request took the keeper's place.
+        // Before, the keeper and who learns what is empty; then the release of
+        // the lease and its request in their place.
         assert_eq!(
             (open, Handle::current().metrics().num_alive_tasks()),
-            (1, 2)
+            (2, 2)
         );
     });
 }

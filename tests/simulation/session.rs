@@ -109,7 +109,11 @@ pub async fn open_as(
     options.keeper = Some(Handle::current());
     options.caching = opening.caching;
     options.staging = staging(&world, node, id, opening);
-    let sabotage = lock(&world).sabotage;
+    let sabotage = {
+        let world = lock(&world);
+        options.allocation_map = world.plan.map;
+        world.sabotage
+    };
     let mut volumes = vec![Volume::open(store.clone(), options.clone()).await?];
     if twins {
         volumes.push(Volume::open(store, options).await?);

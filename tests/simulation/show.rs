@@ -89,13 +89,14 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{:?} {}: {} pages{}, the store heals at {:?}{}",
+            "{:?} {}: {} pages{}, the store heals at {:?}{}{}",
             self.profile,
             self.seed,
             self.pages,
             if self.vhd { " and a footer" } else { "" },
             self.heal_at,
-            if self.twins { ", in twins" } else { "" }
+            if self.twins { ", in twins" } else { "" },
+            if self.map { "" } else { ", without a map" }
         )?;
         if self.disk || self.budget.is_some() || self.room.is_some() {
             let place = if self.disk { "a disk" } else { "memory" };

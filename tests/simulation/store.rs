@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::blob::Refusal;
+use crate::driver::LEASE;
 use crate::fate::{Actor, Answer, AttemptKey, Fate, Orphaned};
 use crate::operation::Operation;
 use crate::world::{Sabotage, SharedWorld, World, lock};
@@ -366,7 +367,10 @@ impl PageStore for SimStore {
         deadline: Duration,
     ) -> Attempt<PageRanges> {
         let listed = self.attempt(Operation::Ranges(within), deadline, move |world, _| {
-            let filled = world.blob.ranges(within);
+            let filled = match world.sabotage {
+                Some(Sabotage::Ranges) => Vec::new(),
+                _ => world.blob.ranges(within),
+            };
             Ok((filled, world.blob.len(), world.blob.etag()))
         });
         let (mut filled, blob_size, etag) = listed.await?.0;
@@ -445,7 +449,12 @@ impl PageStore for SimStore {
         let id = id.clone();
         let done = self.attempt(Operation::Renew, deadline, move |world, _| {
             let now = world.now();
-            world.blob.renew(&id, now)
+            let renewed = world.blob.renew(&id, now);
+            let over = world.blob.runs_out(id.as_str());
+            match world.sabotage {
+                Some(Sabotage::Certain) if over.is_some_and(|at| now < at + LEASE) => Ok(()),
+                _ => renewed,
+            }
         });
         done.await?;
         Ok(())

@@ -25,6 +25,10 @@ pub enum Sabotage {
     Lease,
     /// Without conditions on acquires.
     AcquireConditions,
+    /// Get Page Ranges finds nothing written.
+    Ranges,
+    /// Who has lost the lease is told for another minute that it is its own.
+    Certain,
     /// Write-backs are answered before they are done, so that nothing orders
     /// two of one block.
     Order,

@@ -50,6 +50,10 @@ pub struct Blob {
     pub gets: u64,
     /// Everything that changes pages waits while this is set.
     pub stalled: bool,
+    /// So does everything about leases.
+    pub leases_stalled: bool,
+    /// What changes pages is done and never answered.
+    pub mute: bool,
     /// Everything that changes pages is answered so.
     pub failing: Option<(u16, &'static str)>,
     requests: u64,
@@ -140,6 +144,8 @@ impl SimStore {
             puts: Vec::new(),
             gets: 0,
             stalled: false,
+            leases_stalled: false,
+            mute: false,
             failing: None,
             requests: 0,
             late: Vec::new(),
@@ -156,10 +162,19 @@ impl SimStore {
         self.blob.lock().expect("the simulation panicked before")
     }
 
-    /// Lets go of everything that waits because of [`Blob::stalled`].
+    /// Lets go of everything that waits because of [`Blob::stalled`] or
+    /// [`Blob::leases_stalled`].
     pub fn resume(&self) {
-        self.blob().stalled = false;
+        {
+            let mut blob = self.blob();
+            (blob.stalled, blob.leases_stalled) = (false, false);
+        }
         self.waiting.notify_waiters();
+    }
+
+    /// Waits until a change was done that is never answered.
+    pub async fn muted(&self) {
+        self.waiting.notified().await;
     }
 
     fn error(&self, what: &str, (status, code): Refusal) -> StorageError {
@@ -178,10 +193,10 @@ impl SimStore {
         }
     }
 
-    async fn unstalled(&self) {
+    async fn unstalled(&self, stalled: impl Fn(&Blob) -> bool) {
         loop {
             let resumed = self.waiting.notified();
-            if !self.blob().stalled {
+            if !stalled(&self.blob()) {
                 return;
             }
             resumed.await;
@@ -195,9 +210,19 @@ impl SimStore {
         conditions: &Conditions,
     ) -> Attempt<Written> {
         if !matches!(change, Change::Number(_)) {
-            self.unstalled().await;
+            self.unstalled(|blob| blob.stalled).await;
         }
         self.wait().await;
+        let pages = !matches!(change, Change::Number(_));
+        let answer = self.take_effect(what, change, conditions);
+        if pages && self.blob().mute {
+            self.waiting.notify_waiters();
+            std::future::pending::<()>().await;
+        }
+        answer
+    }
+
+    fn take_effect(&self, what: &str, change: Change, conditions: &Conditions) -> Attempt<Written> {
         let mut blob = self.blob();
         blob.begin();
         if let (Some(failing), false) = (blob.failing, matches!(change, Change::Number(_))) {
@@ -237,6 +262,7 @@ impl SimStore {
         what: &str,
         work: impl FnOnce(&mut Blob) -> Result<(), Refusal>,
     ) -> Attempt<()> {
+        self.unstalled(|blob| blob.leases_stalled).await;
         self.wait().await;
         let mut blob = self.blob();
         blob.begin();

@@ -738,10 +738,68 @@ fn an_old_slot_undoes_neither_a_flush_nor_a_fua() {
 }
 
 #[test]
+fn an_heir_reads_what_a_change_that_was_cut_off_may_have_put() {
+    for cut_off in ["write", "part of a page", "zeroes", "trim"] {
+        let (node, store) = (Node::new(Caching::ReadWrite), store());
+        let lease = LeaseId::random();
+        let life = runtime();
+        let volume = life.block_on(async {
+            let options = OpenOptions {
+                lease: lease.clone(),
+                ..node.options()
+            };
+            let volume = Volume::open(store.clone(), options).await.unwrap();
+            volume.write(0, bytes(1, 8192), false).await.unwrap();
+            store.blob().mute = true;
+            let change = async {
+                match cut_off {
+                    "write" => volume.write(1024, bytes(2, 4096), true).await,
+                    "part of a page" => volume.write(100, bytes(2, 300), true).await,
+                    "zeroes" => volume.write_zeroes(512, 6144, true, false).await,
+                    _ => volume.trim(0, 8192, false).await,
+                }
+            };
+            tokio::select! {
+                _ = change => panic!("it is never answered"),
+                () = store.muted() => {}
+            }
+            volume.clone()
+        });
+        // Whatever the write-back sends from here on is lost with the daemon.
+        let in_store = Bytes::copy_from_slice(&store.blob().bytes[..8192]);
+        drop(life);
+        drop(volume);
+        store.blob().mute = false;
+        runtime().block_on(async {
+            let options = OpenOptions {
+                lease,
+                resume: true,
+                ..node.options()
+            };
+            let volume = Volume::open(store.clone(), options).await.unwrap();
+            let read = volume.read(0, 8192).await.unwrap().to_bytes();
+            for (page, (ours, theirs)) in read.chunks(512).zip(in_store.chunks(512)).enumerate() {
+                let put = cut_off == "trim" || theirs[0] != 0 || theirs[500] != 0;
+                let zeroed = cut_off == "zeroes" && (1..13).contains(&page);
+                if put || zeroed {
+                    assert_eq!(ours, theirs, "{cut_off}, page {page}");
+                } else {
+                    assert_eq!(ours, bytes(1, 512), "{cut_off}, page {page}");
+                }
+            }
+            volume.close().await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn one_daemon_at_a_time_stages_a_volume() {
     let (node, store) = (Node::new(Caching::ReadWrite), store());
     runtime().block_on(async {
-        let _volume = node.open(&store).await;
+        let mut options = node.options();
+        // Whoever asks the store for ranges would notice that the lease is gone.
+        options.allocation_map = false;
+        let _volume = Volume::open(store.clone(), options).await.unwrap();
         store.blob().lease = None;
         let error = Volume::open(store.clone(), node.options())
             .await

@@ -8,6 +8,7 @@ mod late_writes;
 mod limits;
 mod one_connection;
 mod stuck_requests;
+mod unwritten;
 
 #[path = "../support"]
 mod support {

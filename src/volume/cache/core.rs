@@ -6,8 +6,9 @@ use std::io;
 
 use tokio::time::Instant;
 
+use super::block::{ALL, Block};
 use super::budget::Share;
-use super::index::{ALL, Block, Index, Source};
+use super::index::{Index, Source};
 use super::layout::{BLOCK, Entry, SECTOR, SECTORS, sum};
 use super::staging::{Staging, Stretch};
 use crate::blob::Range;

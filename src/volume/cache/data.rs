@@ -10,6 +10,7 @@ use futures_util::future::try_join_all;
 use super::Cache;
 use super::core::{Copied, Core, SECTION, Staged};
 use super::layout::BLOCK;
+use super::through::{Changing, overtake};
 use crate::blob::Range;
 use crate::caller::unless_gone;
 use crate::device::{DeviceError, PAGE, ReadData, Segment};
@@ -36,44 +37,11 @@ impl Drop for Watching {
     }
 }
 
-/// A change in the store; unless [`Changing::done`], its outcome counts as
-/// unknown when dropped.
-pub(super) struct Changing {
-    cache: Arc<Cache>,
-    id: u64,
-    known: bool,
-}
-
-impl Changing {
-    pub(super) async fn begin(cache: &Arc<Cache>, range: Range) -> Self {
-        let guarded = Arc::clone(cache);
-        let begin = move |core: &mut Core| Self {
-            id: core.begin_change(range),
-            cache: guarded,
-            known: false,
-        };
-        cache.with(begin).await
-    }
-
-    pub(super) fn done(mut self) {
-        self.known = true;
-    }
-}
-
-impl Drop for Changing {
-    fn drop(&mut self) {
-        let (id, known) = (self.id, self.known);
-        self.cache.soon(move |core| core.end_change(id, known));
-        // It may have cleaned or freed the very blocks that others wait for.
-        self.cache.progress.notify_waiters();
-    }
-}
-
 pub(super) fn staging_failed(error: &io::Error) -> DeviceError {
     DeviceError::Io(format!("staging file: {error}"))
 }
 
-fn sections(range: Range) -> impl Iterator<Item = Range> {
+pub(super) fn sections(range: Range) -> impl Iterator<Item = Range> {
     let first = range.start / BLOCK * BLOCK;
     let starts = (first..range.end).step_by(usize_from(SECTION));
     starts.map(move |start| Range {
@@ -178,6 +146,10 @@ impl<S: PageStore> Volume<S> {
         let watching = watching.expect("a read that misses is registered");
         if copied.missing == [range] {
             let data = self.io.read(range).await?;
+            if let [Segment::Zeroes(_)] = data.segments() {
+                // It costs nothing to have it again, so it needs no room.
+                return Ok(data);
+            }
             let bytes = data.to_bytes();
             self.fill(&watching, range.start, vec![range], bytes.clone())
                 .await;
@@ -347,39 +319,6 @@ impl<S: PageStore> Volume<S> {
         }
     }
 
-    /// Writes whole pages to the store; the cache follows. The caller has
-    /// locked their blocks.
-    async fn write_through(
-        &self,
-        cache: &Arc<Cache>,
-        offset: u64,
-        data: Bytes,
-    ) -> Result<(), DeviceError> {
-        let range = Range::at(offset, data.len() as u64);
-        let changing = Changing::begin(cache, range).await;
-        self.write_pages(offset, data.clone()).await?;
-        self.written(cache, offset, &data).await?;
-        changing.done();
-        Ok(())
-    }
-
-    async fn written(
-        &self,
-        cache: &Arc<Cache>,
-        offset: u64,
-        data: &Bytes,
-    ) -> Result<(), DeviceError> {
-        for section in sections(Range::at(offset, data.len() as u64)) {
-            let from = usize_from(section.start - offset);
-            let part = data.slice(from..from + usize_from(section.len()));
-            cache
-                .with(move |core| core.wrote(section.start, &part))
-                .await
-                .map_err(|error| staging_failed(&error))?;
-        }
-        Ok(())
-    }
-
     /// Writes part of a page by reading it first. The caller has locked its
     /// block, so no other such write is under way; one that is staged
     /// meanwhile, which takes no lock, is noticed.
@@ -406,6 +345,7 @@ impl<S: PageStore> Volume<S> {
         // What is staged from here on counts as later, and wins.
         let changing = Changing::begin(cache, page).await;
         let new = patched(&self.read_cached(cache, page).await?);
+        overtake(cache, page.start, &new).await;
         self.write_pages(page.start, new.clone()).await?;
         self.written(cache, page.start, &new).await?;
         changing.done();

@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use super::Cache;
 use super::core::Core;
-use super::data::{Changing, blocks_around, staging_failed};
+use super::data::{blocks_around, staging_failed};
+use super::through::{Changing, overtake_with_zeroes};
 use crate::blob::Range;
 use crate::caller::unless_gone;
 use crate::device::DeviceError;
@@ -58,6 +59,7 @@ impl<S: PageStore> Volume<S> {
         {
             let _locked = unless_gone(self.locks.lock(blocks_around(body))).await?;
             let changing = Changing::begin(cache, body).await;
+            overtake_with_zeroes(cache, body).await;
             self.io.change(&Change::Clear(body)).await?;
             let mut rest = body;
             while !rest.is_empty() {

@@ -11,10 +11,12 @@ use std::sync::{Arc, PoisonError};
 
 use super::Cache;
 use crate::volume::Volume;
+use crate::volume::load;
 use crate::volume::store::PageStore;
 
 impl<S: PageStore> Volume<S> {
-    /// Lets another process open the volume's staging file, if it has one.
+    /// Lets another process open the volume's staging file, if it has one, and
+    /// forgets what that process may change in the store.
     /// No request may be under way, and none may come before
     /// [`Volume::take_back`]. The write-back ends: what it had sent may come
     /// late, and is kept out by the raise of whoever opens the volume next.
@@ -22,6 +24,9 @@ impl<S: PageStore> Volume<S> {
     /// # Errors
     /// It was not let go of; [`Volume::take_back`] goes on from there too.
     pub async fn let_go(&self) -> io::Result<()> {
+        if let Some(unwritten) = &self.io.unwritten {
+            unwritten.forget();
+        }
         let Some(cache) = self.cache.as_ref().filter(|cache| cache.stages()) else {
             return Ok(());
         };
@@ -37,6 +42,10 @@ impl<S: PageStore> Volume<S> {
     /// [`io::ErrorKind::WouldBlock`] while the other process lives and has
     /// the file open: try again. Others: the file cannot be used.
     pub async fn take_back(self: &Arc<Self>) -> io::Result<()> {
+        if let Some(unwritten) = &self.io.unwritten {
+            unwritten.learn_anew();
+            load::start(self);
+        }
         let Some(cache) = self.cache.as_ref().filter(|cache| cache.stages()) else {
             return Ok(());
         };

@@ -5,37 +5,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
+use super::block::Block;
 use super::layout::{Entry, SECTORS};
 
 const NOBODY: u64 = u64::MAX;
-
-/// All sectors of a block.
-pub const ALL: u8 = u8::MAX;
-
-/// A cached block.
-#[derive(Clone, Copy, Debug)]
-pub struct Block {
-    /// Where its bytes are.
-    pub slot: u32,
-    /// Sectors whose bytes in the slot are the volume's.
-    pub valid: u8,
-    /// Sectors that the store may not have.
-    pub dirty: u8,
-    /// Sectors staged since the last change of this block in the store began.
-    pub touched: u8,
-    /// Sectors under way to the store in a write-back.
-    pub sent: u8,
-    /// A write-back has taken charge of it.
-    pub picked: bool,
-    /// Its last staged write.
-    pub sequence: u64,
-    /// The oldest write that the store may not have; 0 when clean.
-    pub oldest: u64,
-    /// The oldest write since the write-back took its copy; 0 for none.
-    pub since: u64,
-    /// Checksums of its dirty sectors.
-    pub sums: [u32; SECTORS],
-}
 
 #[derive(Clone, Copy, Debug)]
 struct Slot {
@@ -304,6 +277,14 @@ impl Index {
         }
     }
 
+    /// What was staged in `mask` of the block counts as older than the change
+    /// that has begun.
+    pub fn untouch(&mut self, number: u64, mask: u8) {
+        if let Some(block) = self.blocks.get_mut(&number) {
+            block.touched &= !mask;
+        }
+    }
+
     /// The store has what `mask` of the block holds; its table entry says so.
     pub fn clean(&mut self, number: u64, mask: u8) {
         let Some(block) = self.blocks.get_mut(&number) else {
@@ -473,22 +454,5 @@ impl Index {
         assert_eq!(owned, self.blocks.len());
         assert_eq!(owned + self.free.len() + self.bare.len(), self.slots.len());
         assert!(self.slots.len() <= self.capacity as usize);
-    }
-}
-
-impl Block {
-    fn empty(slot: u32) -> Self {
-        Self {
-            slot,
-            valid: 0,
-            dirty: 0,
-            touched: 0,
-            sent: 0,
-            picked: false,
-            sequence: 0,
-            oldest: 0,
-            since: 0,
-            sums: [0; SECTORS],
-        }
     }
 }

@@ -52,6 +52,7 @@
 //! - No more slots have memory than the volume's size and the node's
 //!   [`Budget`] allow; a file system that is full is one more such bound.
 
+mod block;
 mod budget;
 mod close;
 mod core;
@@ -66,6 +67,7 @@ mod leftover;
 mod recovery;
 mod send;
 mod staging;
+mod through;
 mod write_back;
 
 use std::path::PathBuf;
