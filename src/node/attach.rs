@@ -1,7 +1,7 @@
 //! One attach, top to bottom; a failure anywhere takes back, in reverse,
 //! what was done before it.
 //!
-//! 1. the node can attach at all; the record is written
+//! 1. its turn comes; the node can attach at all; the record is written
 //! 2. the blob is made, when asked for
 //! 3. the volume is opened: lease, size, layout, fence; the record learns them
 //! 4. the transport makes the device and waits until it can be used
@@ -92,6 +92,8 @@ impl Task {
     async fn advance(&self, done: &mut Done) -> Result<(), NodeError> {
         let shared = &self.registry.0;
         let request = &self.entry.request;
+        let turn = shared.turns.next().await;
+        self.go_on()?;
         shared.transport.check().await?;
         let lease = LeaseId::random();
         let mut record = Record::new(
@@ -141,6 +143,7 @@ impl Task {
 
         self.stage.send_replace(Stage::Connecting);
         detach::tell_udev(&self.registry, &self.entry).await;
+        drop(turn);
         let export = Export {
             id: self.entry.id.clone(),
             name: request.name.to_string(),

@@ -41,6 +41,7 @@ mod snapshot;
 mod startup;
 mod stop;
 pub mod transport;
+mod turns;
 
 pub use error::NodeError;
 pub use name::AttachmentName;

@@ -32,6 +32,7 @@ use super::name::AttachmentName;
 use super::policy::Staging;
 use super::record::{Record, Records};
 use super::transport::Transport;
+use super::turns::Turns;
 
 /// Most attaches under way at once; more are told to come back. Below the
 /// server's bound on connections, so that a list always gets through.
@@ -47,6 +48,7 @@ pub(super) struct Shared {
     pub links: Links,
     pub names: Names,
     pub staging: Staging,
+    pub turns: Turns,
     table: Mutex<Table>,
     /// Poked at every change of a phase.
     changed: watch::Sender<()>,
@@ -123,6 +125,7 @@ impl Registry {
             links,
             names,
             staging,
+            turns: Turns::default(),
             table: Mutex::default(),
             changed: watch::Sender::new(()),
         }))

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -246,12 +246,15 @@ impl NbdFamily {
         let mut tries = 0;
         let index = loop {
             let request = connect_request(family, connect, sockets);
+            let asked = Instant::now();
             let answer = self.call(request, |message| {
                 message
                     .attributes()?
                     .u32(INDEX)?
                     .ok_or(Malformed("no index in a connect reply"))
             });
+            let microseconds = asked.elapsed().as_micros();
+            tracing::debug!(microseconds, "connect answered");
             match (answer, connect.index) {
                 (Ok(Some(index)), _) => break index,
                 (Ok(None), _) => {
