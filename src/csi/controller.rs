@@ -3,12 +3,15 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
 use super::capability;
 use super::handle::Handle;
 use super::locks::Locks;
+use super::parameters::{self, Parameters};
+use super::publishing::NodeLimit;
 use super::v1::controller_server::Controller;
 use super::v1::controller_service_capability::{Rpc, Type, rpc};
 use super::v1::validate_volume_capabilities_response::Confirmed;
@@ -21,6 +24,8 @@ pub struct ControllerService {
     pub(super) locks: Locks,
     /// The Secret of calls that bring none, as a folder.
     default: Option<PathBuf>,
+    /// Of each node.
+    limit: Option<Arc<NodeLimit>>,
 }
 
 impl ControllerService {
@@ -32,6 +37,14 @@ impl ControllerService {
             default: folder,
             ..Self::default()
         }
+    }
+
+    /// The same, that publishes at most so many volumes to a node; as many as
+    /// it is asked for when `None`.
+    #[must_use]
+    pub fn with_node_limit(self, most: Option<u32>) -> Self {
+        let limit = most.map(|most| Arc::new(NodeLimit::new(most)));
+        Self { limit, ..self }
     }
 
     /// The default Secret.
@@ -132,10 +145,15 @@ impl Controller for ControllerService {
         )
         .await?;
         volumes::look(&account, &handle).await?;
+        // What is not known is not confirmed.
+        let parameters = Parameters::parse(&asked.parameters).map(drop);
+        let mutable = parameters::settings(&asked.mutable_parameters).map(drop);
         let refused = asked
             .volume_capabilities
             .iter()
-            .find_map(capability::unsupported);
+            .find_map(capability::unsupported)
+            .or_else(|| parameters.err().map(|error| error.message().to_owned()))
+            .or_else(|| mutable.err().map(|error| error.message().to_owned()));
         let answer = match refused {
             Some(message) => ValidateVolumeCapabilitiesResponse {
                 confirmed: None,
@@ -219,7 +237,7 @@ impl Controller for ControllerService {
     ) -> Result<Response<ControllerPublishVolumeResponse>, Status> {
         let mut asked = request.into_inner();
         self.fill(&mut asked.secrets).await?;
-        publishing::publish(&self.locks, asked)
+        publishing::publish(&self.locks, self.limit.as_deref(), asked)
             .await
             .map(Response::new)
     }

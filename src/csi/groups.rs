@@ -10,13 +10,13 @@ use tonic::{Request, Response, Status};
 use super::controller::ControllerService;
 use super::handle::{GroupHandle, Handle, SnapshotHandle};
 use super::locks::Locks;
-use super::snapshots::{Found, has_no_parameters};
+use super::snapshots::{Found, has_no_parameters, properties};
 use super::v1::group_controller_server::GroupController;
 use super::v1::group_controller_service_capability::{Rpc, Type, rpc};
 use super::v1::*;
 use super::volumes::look;
 use super::{failure, secrets};
-use crate::blob::{Account, Conditions};
+use crate::blob::Account;
 use crate::node::account::ATTEMPT_DEADLINE;
 use crate::volume::{self, GroupError, GroupSnapshots, Member};
 
@@ -173,14 +173,8 @@ async fn exists(account: &Account, id: &str) -> Result<bool, Status> {
     if snapshot.volume.account != account.name() {
         return Ok(false);
     }
-    let blob = account.page_blob(&snapshot.volume.container, &snapshot.volume.blob);
-    let blob = blob.at_snapshot(snapshot.time);
-    let none = Conditions::default();
-    match blob.properties(&none, ATTEMPT_DEADLINE).await {
-        Ok(_) => Ok(true),
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) => Err(failure::of_storage(&error)),
-    }
+    let seen = properties(account, &snapshot).await?;
+    Ok(seen.is_some())
 }
 
 /// GetVolumeGroupSnapshot.

@@ -3,16 +3,16 @@
 //! attached the node says, in [`super::node`].
 
 use std::collections::HashMap;
+use std::pin::pin;
 
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use tonic::Status;
 
 use super::handle::Handle;
 use super::v1::volume_health::VolumeHealthEntry;
 use super::v1::*;
 use super::{failure, listing, secrets};
-use crate::blob::Account;
-use crate::blob::reference::DEFAULT_CONTAINER;
+use crate::blob::{Account, ListedBlob};
 use crate::node::account::ATTEMPT_DEADLINE;
 use crate::volume::{self, OpenError};
 
@@ -50,6 +50,20 @@ async fn look(account: &Account, handle: &Handle) -> Result<Option<VolumeHealth>
     }))
 }
 
+/// Looks at each of `listed`, of the default container, in their order; at some
+/// of them together. `None` where one was deleted meanwhile.
+pub fn look_at_each(
+    account: &Account,
+    listed: Vec<ListedBlob>,
+) -> impl Stream<Item = Result<(ListedBlob, Option<VolumeHealth>), Status>> {
+    let looked = futures_util::stream::iter(listed).map(move |listed| async move {
+        let handle = listing::handle(account, &listed);
+        let health = look(account, &handle).await?;
+        Ok((listed, health))
+    });
+    looked.buffered(AT_ONCE)
+}
+
 /// ControllerGetVolumeHealth.
 pub async fn get(
     secret: &HashMap<String, String>,
@@ -78,18 +92,9 @@ pub async fn list(
     let (most, after) = listing::page(max_entries, starting_token)?;
     let account = secrets::open(secret, None, None).await?;
     let all = listing::made_here(&account, after.as_ref()).await?;
-    let looked = futures_util::stream::iter(all).map(|listed| {
-        let handle = Handle {
-            account: account.name().to_owned(),
-            container: DEFAULT_CONTAINER.to_owned(),
-            blob: listed.name,
-        };
-        let account = &account;
-        async move { look(account, &handle).await }
-    });
-    let mut looked = looked.buffered(AT_ONCE);
+    let mut looked = pin!(look_at_each(&account, all));
     let mut entries: Vec<VolumeHealth> = Vec::new();
-    while let Some(health) = looked.try_next().await? {
+    while let Some((_, health)) = looked.try_next().await? {
         // One that is gone was deleted meanwhile.
         let Some(health) = health.filter(|health| !health.health_statuses.is_empty()) else {
             continue;

@@ -3,14 +3,16 @@
 //! default Secret.
 
 use std::collections::HashMap;
+use std::pin::pin;
 
+use futures_util::TryStreamExt as _;
 use tonic::Status;
 
 use super::handle::Handle;
 use super::parameters::Parameters;
 use super::v1::*;
 use super::volumes::{CLAIM, LARGEST, bytes};
-use super::{capability, failure, secrets};
+use super::{capability, failure, health, secrets};
 use crate::blob::reference::DEFAULT_CONTAINER;
 use crate::blob::{Account, BlobType, LeaseState, ListedBlob};
 use crate::node::account::ATTEMPT_DEADLINE;
@@ -21,19 +23,33 @@ const MIB: u64 = 1 << 20;
 /// much of it is in use the blob service does not tell.
 const ACCOUNT: u64 = 5 << 50;
 
-fn message(account: &str, listed: &ListedBlob) -> list_volumes_response::Entry {
-    let handle = Handle {
-        account: account.to_owned(),
+/// The handle of a blob in the default container.
+pub fn handle(account: &Account, listed: &ListedBlob) -> Handle {
+    Handle {
+        account: account.name().to_owned(),
         container: DEFAULT_CONTAINER.to_owned(),
         blob: listed.name.clone(),
-    };
+    }
+}
+
+/// The entry of `listed`, of which `health` is known.
+fn message(
+    account: &Account,
+    listed: &ListedBlob,
+    health: VolumeHealth,
+) -> list_volumes_response::Entry {
+    let wrong = health.health_statuses.into_iter().next();
+    let handle = handle(account, listed);
     list_volumes_response::Entry {
         volume: Some(volume(&handle, listed.size & !(MIB - 1))),
         status: Some(list_volumes_response::VolumeStatus {
             published_node_ids: nodes(&listed.metadata),
             volume_condition: Some(VolumeCondition {
-                abnormal: false,
-                message: told(listed.lease_state).into(),
+                abnormal: wrong.is_some(),
+                message: wrong.map_or_else(
+                    || told(listed.lease_state).to_owned(),
+                    |entry| entry.message,
+                ),
             }),
         }),
     }
@@ -100,38 +116,44 @@ pub async fn made_here(
     account: &Account,
     after: Option<&Handle>,
 ) -> Result<Vec<ListedBlob>, Status> {
-    let mut marker: Option<String> = None;
-    let mut all = Vec::new();
-    loop {
-        let page = account
-            .list_blobs(
-                DEFAULT_CONTAINER,
-                "",
-                false,
-                marker.as_deref(),
-                ATTEMPT_DEADLINE,
-            )
-            .await;
-        let (page, next) = match page {
-            Err(error) if error.is_not_found() => break,
-            other => other.map_err(|error| failure::of_storage(&error))?,
-        };
-        all.extend(page.into_iter().filter(|listed| {
-            listed.blob_type == BlobType::Page
-                && listed.metadata.iter().any(|(name, _)| name == CLAIM)
-                && after.is_none_or(|after| listed.name > after.blob)
-        }));
-        marker = next.filter(|next| !next.is_empty());
-        if marker.is_none() {
-            break;
-        }
-    }
+    let mut all = blobs(account, DEFAULT_CONTAINER, "", false).await?;
+    all.retain(|listed| {
+        listed.blob_type == BlobType::Page
+            && listed.metadata.iter().any(|(name, _)| name == CLAIM)
+            && after.is_none_or(|after| listed.name > after.blob)
+    });
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
 }
 
-/// ListVolumes: those that this driver made in the default container. The
-/// token is the last handle of the page before.
+/// All pages of the list of blobs whose names begin with `prefix`, with their
+/// snapshots when `snapshots`; none in a container that is not there.
+pub async fn blobs(
+    account: &Account,
+    container: &str,
+    prefix: &str,
+    snapshots: bool,
+) -> Result<Vec<ListedBlob>, Status> {
+    let mut marker: Option<String> = None;
+    let mut all = Vec::new();
+    loop {
+        let marked = marker.as_deref();
+        let page = account.list_blobs(container, prefix, snapshots, marked, ATTEMPT_DEADLINE);
+        let (page, next) = match page.await {
+            Err(error) if error.is_not_found() => return Ok(all),
+            other => other.map_err(|error| failure::of_storage(&error))?,
+        };
+        all.extend(page);
+        marker = next.filter(|next| !next.is_empty());
+        if marker.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
+/// ListVolumes: those that this driver made in the default container; abnormal
+/// is a blob that cannot be a disk. The token is the last handle of the page
+/// before.
 pub async fn list(
     secret: &HashMap<String, String>,
     asked: ListVolumesRequest,
@@ -143,9 +165,16 @@ pub async fn list(
     if more {
         all.truncate(most);
     }
-    let entries: Vec<_> = all.iter().map(|one| message(account.name(), one)).collect();
-    let last = entries.last().and_then(|entry| entry.volume.as_ref());
-    let next_token = last.filter(|_| more).map(|last| last.volume_id.clone());
+    let last = all.last().filter(|_| more);
+    let next_token = last.map(|last| handle(&account, last).to_string());
+    let mut looked = pin!(health::look_at_each(&account, all));
+    let mut entries = Vec::new();
+    while let Some((listed, health)) = looked.try_next().await? {
+        // One that is gone was deleted meanwhile.
+        if let Some(health) = health {
+            entries.push(message(&account, &listed, health));
+        }
+    }
     Ok(ListVolumesResponse {
         entries,
         next_token: next_token.unwrap_or_default(),

@@ -80,7 +80,8 @@ pub struct Options {
     /// controller
     #[arg(long, value_name = "DIR")]
     secrets_dir: Option<PathBuf>,
-    /// The most volumes this node takes; by its memory when left out
+    /// The most volumes a node takes. What a node says, which goes by its memory
+    /// when this is left out; a controller publishes no more to one when told
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_volumes: Option<u32>,
 }
@@ -93,7 +94,8 @@ impl Options {
             .filter(|_| self.mode != Mode::Controller);
         Services {
             controller: (self.mode != Mode::Node)
-                .then(|| ControllerService::with_default_secret(self.secrets_dir.clone())),
+                .then(|| ControllerService::with_default_secret(self.secrets_dir.clone()))
+                .map(|controller| controller.with_node_limit(self.max_volumes)),
             node: node.map(|id| NodeService::new(id, &self.dyskd_socket, self.max_volumes)),
             identity: match self.mode {
                 Mode::Controller => IdentityService::default(),

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 
+use tokio::sync::{Mutex, MutexGuard};
 use tonic::Status;
 
 use super::handle::Handle;
@@ -11,7 +12,8 @@ use super::locks::Locks;
 use super::v1::volume_capability::AccessMode;
 use super::v1::volume_capability::access_mode::Mode;
 use super::v1::*;
-use super::{capability, failure, node_id, secrets};
+use super::{capability, failure, listing, node_id, secrets};
+use crate::blob::Account;
 use crate::node::account::ATTEMPT_DEADLINE;
 use crate::volume::{self, Access, PublishError};
 
@@ -24,6 +26,59 @@ pub const ACCESS: &str = "access";
 /// read.
 pub fn reads_only(context: &HashMap<String, String>) -> bool {
     context.get(ACCESS).is_some_and(|access| access == "ro")
+}
+
+/// How many volumes a node may have, where the controller was told: what the
+/// scheduler keeps to by what the nodes tell, kept here too.
+#[derive(Debug)]
+pub struct NodeLimit {
+    most: u32,
+    /// Held from counting to publishing, so that no two calls take one place.
+    turn: Mutex<()>,
+}
+
+impl NodeLimit {
+    /// At most `most`.
+    #[must_use]
+    pub fn new(most: u32) -> Self {
+        Self {
+            most,
+            turn: Mutex::default(),
+        }
+    }
+
+    /// Makes sure that `node` has room for the volume, or has it already: of the
+    /// volumes in its container, since no call names others. The place is kept
+    /// as long as the guard.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED: the node is full.
+    async fn room(
+        &self,
+        account: &Account,
+        handle: &Handle,
+        node: &str,
+    ) -> Result<MutexGuard<'_, ()>, Status> {
+        let turn = self.turn.lock().await;
+        let mut others: u32 = 0;
+        for listed in listing::blobs(account, &handle.container, "", false).await? {
+            let published = volume::published(&listed.metadata);
+            if published.iter().all(|entry| entry.node != node) {
+                continue;
+            }
+            if listed.name == handle.blob {
+                return Ok(turn);
+            }
+            others = others.saturating_add(1);
+        }
+        if others >= self.most {
+            return Err(Status::resource_exhausted(format!(
+                "{handle}: {node} has {others} volumes, and may have {}: unpublish one of them first",
+                self.most
+            )));
+        }
+        Ok(turn)
+    }
 }
 
 fn of_publishing(error: &PublishError) -> Status {
@@ -41,6 +96,7 @@ fn of_publishing(error: &PublishError) -> Status {
 /// ControllerPublishVolume.
 pub async fn publish(
     locks: &Locks,
+    limit: Option<&NodeLimit>,
     asked: ControllerPublishVolumeRequest,
 ) -> Result<ControllerPublishVolumeResponse, Status> {
     failure::given(&asked.volume_id, "volume id")?;
@@ -71,6 +127,10 @@ pub async fn publish(
         (Access::Read, "ro")
     } else {
         (Access::Write, "rw")
+    };
+    let _place = match limit {
+        Some(limit) => Some(limit.room(&account, &handle, &asked.node_id).await?),
+        None => None,
     };
     let blob = account.page_blob(&handle.container, &handle.blob);
     volume::publish(&blob, &asked.node_id, access, ATTEMPT_DEADLINE)

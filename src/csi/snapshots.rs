@@ -1,7 +1,7 @@
 //! CreateSnapshot, DeleteSnapshot and ListSnapshots. Those of groups are made
 //! and deleted in [`super::groups`], and listed here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tonic::Status;
 
@@ -10,9 +10,9 @@ use super::locks::Locks;
 use super::v1::list_snapshots_response::Entry;
 use super::v1::*;
 use super::volumes::{bytes, look};
-use super::{failure, secrets};
+use super::{failure, listing, secrets};
 use crate::blob::reference::DEFAULT_CONTAINER;
-use crate::blob::{Account, Conditions};
+use crate::blob::{Account, Conditions, Properties};
 use crate::node::account::ATTEMPT_DEADLINE;
 use crate::volume::{self, Membership, snapshot_name};
 
@@ -53,47 +53,55 @@ impl Found {
     }
 }
 
-/// Those of one container whose blobs' names begin with `prefix`, in order.
+/// Those of one container whose blobs' names begin with `prefix`, in order; of a
+/// volume's, one of each name.
 async fn found(account: &Account, container: &str, prefix: &str) -> Result<Vec<Found>, Status> {
-    let mut marker: Option<String> = None;
-    let mut all = Vec::new();
-    loop {
-        let page = account
-            .list_blobs(container, prefix, true, marker.as_deref(), ATTEMPT_DEADLINE)
-            .await;
-        let (page, next) = match page {
-            Err(error) if error.is_not_found() => return Ok(all),
-            other => other.map_err(|error| failure::of_storage(&error))?,
-        };
-        for listed in page {
-            let (Some(time), Some(name)) = (listed.snapshot, snapshot_name(&listed.metadata))
-            else {
-                continue;
-            };
-            let group = Membership::of(&listed.metadata).map(|membership| GroupHandle {
-                account: account.name().to_owned(),
-                container: container.to_owned(),
-                group: membership.group,
-            });
-            all.push(Found {
-                group,
-                handle: SnapshotHandle {
-                    volume: Handle {
-                        account: account.name().to_owned(),
-                        container: container.to_owned(),
-                        blob: listed.name,
-                    },
-                    time,
+    let listed = listing::blobs(account, container, prefix, true).await?;
+    let found = listed.into_iter().filter_map(|listed| {
+        let (time, name) = (listed.snapshot?, snapshot_name(&listed.metadata)?);
+        let group = Membership::of(&listed.metadata).map(|membership| GroupHandle {
+            account: account.name().to_owned(),
+            container: container.to_owned(),
+            group: membership.group,
+        });
+        Some(Found {
+            group,
+            handle: SnapshotHandle {
+                volume: Handle {
+                    account: account.name().to_owned(),
+                    container: container.to_owned(),
+                    blob: listed.name,
                 },
-                name,
-                blob_size: listed.size,
-            });
-        }
-        marker = next.filter(|next| !next.is_empty());
-        if marker.is_none() {
-            all.sort_by(|a, b| a.handle.cmp(&b.handle));
-            return Ok(all);
-        }
+                time,
+            },
+            name,
+            blob_size: listed.size,
+        })
+    });
+    let mut all: Vec<Found> = found.collect();
+    all.sort_by(|a, b| a.handle.cmp(&b.handle));
+    // The first of a name is the one that was told; see `create_snapshot`.
+    let mut names = HashSet::new();
+    all.retain(|one| {
+        one.group.is_some() || names.insert((one.handle.volume.clone(), one.name.clone()))
+    });
+    Ok(all)
+}
+
+/// What the store says of a snapshot in `account`; `None` when it is not there.
+pub async fn properties(
+    account: &Account,
+    snapshot: &SnapshotHandle,
+) -> Result<Option<Properties>, Status> {
+    let blob = account.page_blob(&snapshot.volume.container, &snapshot.volume.blob);
+    let blob = blob.at_snapshot(snapshot.time.as_str());
+    match blob
+        .properties(&Conditions::default(), ATTEMPT_DEADLINE)
+        .await
+    {
+        Ok(properties) => Ok(Some(properties)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(failure::of_storage(&error)),
     }
 }
 
@@ -118,10 +126,9 @@ pub async fn create(locks: &Locks, asked: CreateSnapshotRequest) -> Result<Snaps
     let account = secrets::open(&asked.secrets, None, None).await?;
     look(&account, &handle).await?;
     let others = found(&account, &handle.container, "").await?;
-    if let Some(other) = others
-        .iter()
-        .find(|other| other.name == asked.name && other.handle.volume != handle)
-    {
+    if let Some(other) = others.iter().find(|other| {
+        other.group.is_none() && other.name == asked.name && other.handle.volume != handle
+    }) {
         return Err(Status::already_exists(format!(
             "snapshot {}: there is one of volume {}",
             asked.name, other.handle.volume
@@ -154,21 +161,24 @@ pub async fn delete(locks: &Locks, asked: DeleteSnapshotRequest) -> Result<(), S
     secrets::are_of(&snapshot.volume.account, account.name(), &snapshot)?;
     let volume = &snapshot.volume;
     let blob = account.page_blob(&volume.container, &volume.blob);
-    let seen = blob.at_snapshot(snapshot.time.as_str());
-    let none = Conditions::default();
-    match seen.properties(&none, ATTEMPT_DEADLINE).await {
-        Err(error) if error.is_not_found() => return Ok(()),
-        Err(error) => return Err(failure::of_storage(&error)),
-        Ok(seen) if Membership::of(&seen.metadata).is_some() => {
-            return Err(Status::invalid_argument(format!(
-                "{snapshot}: it is of a group: delete the group"
-            )));
-        }
-        Ok(_) => {}
+    let Some(seen) = properties(&account, &snapshot).await? else {
+        return Ok(());
+    };
+    if Membership::of(&seen.metadata).is_some() {
+        return Err(Status::invalid_argument(format!(
+            "{snapshot}: it is of a group: delete the group"
+        )));
     }
-    volume::delete_snapshot(&blob, &snapshot.time, ATTEMPT_DEADLINE)
-        .await
-        .map_err(|error| failure::of_volume(&error))
+    let deleted = match snapshot_name(&seen.metadata) {
+        Some(name) => {
+            // Nobody takes another of that name meanwhile.
+            let _named = locks.take(&format!("snapshot {name}"))?;
+            let which = (name.as_str(), snapshot.time.as_str());
+            volume::delete_snapshots_of_name(&blob, which, ATTEMPT_DEADLINE).await
+        }
+        None => volume::delete_snapshot(&blob, &snapshot.time, ATTEMPT_DEADLINE).await,
+    };
+    deleted.map_err(|error| failure::of_volume(&error))
 }
 
 /// GetSnapshot.

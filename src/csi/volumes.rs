@@ -218,6 +218,12 @@ fn of_making(error: &OpenError, tier: Option<&str>) -> Status {
                  each for disks up to its size: choose another, or leave it out"
             ))
         }
+        // Nobody has a volume that is being made: it is a lease of an earlier call
+        // for it, which was cut off, and goes or ends by itself.
+        (OpenError::Leased { .. }, _) => Status::unavailable(error.to_string()),
+        (OpenError::Storage(leased), _) if leased.is_lease_lost() => Status::unavailable(format!(
+            "{leased}: an earlier call for it was cut off: try again"
+        )),
         _ => failure::of_volume(error),
     }
 }

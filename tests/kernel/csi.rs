@@ -2,9 +2,11 @@
 //! everything restarted under it, calls cut off at any point, and disks that
 //! must not be formatted.
 
+mod cut_off;
+
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::support::csi_node;
 use crate::support::csi_node::{
@@ -33,7 +35,7 @@ fn a_pods_life() {
 
 #[test]
 fn calls_cut_off_anywhere_are_repeated() {
-    inside("6.12", "guest_cut_off");
+    inside("6.12", "cut_off::guest_cut_off");
 }
 
 #[test]
@@ -42,6 +44,21 @@ fn only_what_is_empty_is_formatted() {
 }
 
 const POD: &str = "pod-1";
+
+/// Programs that a plugin finds before the system's.
+const TOOLS: &str = "/tmp/dysk/tools";
+
+/// Makes one of them.
+fn tool(name: &str, text: &str) {
+    fs::create_dir_all(TOOLS).expect("a folder");
+    let path = format!("{TOOLS}/{name}");
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
+}
+
+fn path_of_tools() -> String {
+    format!("{TOOLS}:{}", std::env::var("PATH").expect("a PATH"))
+}
 
 /// Whether it is done; a daemon that was just restarted says "later".
 fn later(answer: Result<(), tonic::Status>) -> bool {
@@ -207,84 +224,6 @@ fn guest_life() {
     println!("ok raw");
 }
 
-#[test]
-#[ignore = "runs in a guest of the kernel lane"]
-fn guest_cut_off() {
-    let mut world = World::start("2ms");
-    // The plugin dies at another point each time, on a volume that it formats.
-    for (round, millis) in [20, 80, 200, 350, 500, 800, 1200].into_iter().enumerate() {
-        let volume = world.create(&format!("dies-{round}"), 32 * MIB, mounted("ext4"));
-        let request = world.stage_request(&volume, mounted("ext4"));
-        let cut = world.block_on(async {
-            let mut node = World::node().await;
-            tokio::time::timeout(
-                Duration::from_millis(millis),
-                node.node_stage_volume(request),
-            )
-            .await
-        });
-        world.restart_plugin();
-        println!(
-            "figure: killed after {millis} ms, {}",
-            if cut.is_ok() { "done" } else { "under way" }
-        );
-        finish(&world, &volume);
-    }
-    println!("ok the plugin dies");
-    // The caller leaves at another point each time; the call goes on.
-    let volume = world.create("leaves", 32 * MIB, mounted("ext4"));
-    let mut left = 0;
-    for millis in [1, 10, 50, 100, 200, 400] {
-        let request = world.stage_request(&volume, mounted("ext4"));
-        let cut = world.block_on(async {
-            let mut node = World::node().await;
-            tokio::time::timeout(
-                Duration::from_millis(millis),
-                node.node_stage_volume(request),
-            )
-            .await
-        });
-        left += usize::from(cut.is_err());
-        if let Ok(Err(status)) = cut {
-            assert_eq!(status.code(), Code::Aborted, "{status}");
-        }
-    }
-    assert!(left > 0, "no call was cut off");
-    finish(&world, &volume);
-    world.nothing_told();
-    println!("ok the caller leaves");
-}
-
-/// Repeats a stage until it succeeds; once mounted, it is a good filesystem.
-fn finish(world: &World, volume: &dysk::csi::v1::Volume) {
-    csi_node::eventually("the repetition succeeds", || {
-        match world.stage(volume, mounted("ext4")) {
-            Ok(()) => true,
-            Err(status) => {
-                // Another call is at it, the daemon undoes an attach, or a
-                // killed mkfs has not let go of the disk.
-                let later = matches!(
-                    status.code(),
-                    Code::Aborted | Code::Unavailable | Code::Internal
-                );
-                assert!(later, "{status}");
-                false
-            }
-        }
-    });
-    world
-        .publish(volume, mounted("ext4"), POD, false)
-        .expect("published");
-    let device = sh(&format!("findmnt -no SOURCE {}", staging(volume).display()));
-    assert_eq!(mounts_of(&device), 2);
-    fs::write(target(POD).join("file"), "x").expect("writable");
-    world.unpublish(volume, POD);
-    let name = staging(volume);
-    sh(&format!("umount {} && e2fsck -fn {device}", name.display()));
-    world.unstage(volume).expect("unstaged");
-    world.nothing_left();
-}
-
 /// A blob's content as the kernel reads it.
 fn content(world: &World, blob: &str) -> String {
     world.dyskctl(&format!(
@@ -369,16 +308,8 @@ fn guest_format() {
     println!("ok wiped");
 
     // Probes that fail, in every way: nothing is formatted on their word.
-    let tools = "/tmp/dysk/tools";
-    fs::create_dir_all(tools).expect("a folder");
-    let tool = |name: &str, text: &str| {
-        let path = format!("{tools}/{name}");
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
-    };
     tool("mkfs.ext4", "touch /tmp/dysk/formatted; exit 1");
-    let path = format!("{tools}:{}", std::env::var("PATH").expect("a PATH"));
-    world.plugin_with_tools(Some(&path));
+    world.plugin_with_tools(Some(&path_of_tools()));
     let volume = world.create("unknown", 32 * MIB, mounted("ext4"));
     for (how, text) in [
         ("fails", "exit 4"),
@@ -395,10 +326,50 @@ fn guest_format() {
         );
         println!("ok blkid {how}: {}", status.message());
     }
+    fs::remove_file(format!("{TOOLS}/blkid")).expect("removed");
+    // And the store's part of it: what is there cannot be read (blkid itself says
+    // then that there is nothing), nor what was ever written, nor the mark; or the
+    // mark cannot be set.
+    let foreign = world.create("foreign", 32 * MIB, mounted("ext4"));
+    world.dyskctl(
+        "d=$(dyskctl attach devstoreaccount1/dysks/foreign.vhd --endpoint $endpoint --name make); \
+         dd if=/dev/urandom of=$d bs=4k count=1 seek=9 oflag=direct; dyskctl detach make",
+    );
+    let before = content(&world, "foreign.vhd");
+    refused(
+        world.stage(&foreign, mounted("ext4")),
+        Code::FailedPrecondition,
+        "written to",
+    );
+    sh("! dmesg | grep -E 'I/O error|EXT4-fs error'");
+    for (operation, name, volume) in [
+        ("get-blob", "foreign", &foreign),
+        ("get-page-ranges", "unknown", &volume),
+        ("get-blob-properties", "unknown", &volume),
+        ("set-blob-metadata", "unknown", &volume),
+    ] {
+        world.faults(&format!(
+            r#"[{{"operation": "{operation}", "blob": "{name}.vhd",
+                 "effect": {{"kind": "status", "status": 400, "code": "InjectedEnd"}}}}]"#
+        ));
+        let status = world.stage(volume, mounted("ext4"));
+        let status = status.expect_err(operation);
+        assert!(
+            matches!(status.code(), Code::Internal | Code::PermissionDenied),
+            "{operation}: {status}"
+        );
+        assert!(world.has_struck(), "{operation} was not asked for");
+        println!("ok {operation} fails: {}", status.message());
+    }
+    world.faults("[]");
+    world.unstage(&foreign).expect("unstaged");
+    let after = content(&world, "foreign.vhd");
+    assert_eq!(after, before, "bytes of a disk that could not be read");
+    // The reads above, which the kernel was right to complain of.
+    sh("dmesg --clear");
     let formatted = fs::exists("/tmp/dysk/formatted").expect("known");
     assert!(!formatted, "formatted on the word of a failed probe");
     // With a probe that works, the mkfs of the same PATH is run: the test can fail.
-    fs::remove_file(format!("{tools}/blkid")).expect("removed");
     refused(
         world.stage(&volume, mounted("ext4")),
         Code::Internal,

@@ -1,14 +1,14 @@
 //! The CSI controller from a client's side: a gRPC client on its UNIX socket,
 //! the embedded store behind it.
 
+mod authority;
+mod cut_off;
 mod groups;
 mod health;
 mod modifying;
 mod publishing;
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use crate::support::node::{ACCOUNT, KEY, Store};
@@ -33,6 +33,11 @@ struct World {
 
 impl World {
     fn start() -> Self {
+        Self::with_node_limit(None)
+    }
+
+    /// Of a controller that publishes at most so many volumes to a node.
+    fn with_node_limit(most: Option<u32>) -> Self {
         let store = Store::start();
         let dir = tempfile::tempdir().expect("a folder");
         let socket = dir.path().join("csi.sock");
@@ -43,7 +48,8 @@ impl World {
             for (key, value) in secrets_of(&store) {
                 std::fs::write(secret.join(key), value).expect("written");
             }
-            let controller = dysk::csi::ControllerService::with_default_secret(Some(secret));
+            let controller = dysk::csi::ControllerService::with_default_secret(Some(secret))
+                .with_node_limit(most);
             let services = server::Services {
                 controller: Some(controller),
                 ..server::Services::default()
@@ -247,6 +253,47 @@ fn wrong_input_is_refused_by_name() {
 }
 
 #[test]
+fn only_what_is_known_is_confirmed() {
+    let world = World::start();
+    let id = world
+        .create(world.wanted("v", MIB))
+        .expect("made")
+        .volume_id;
+    let validate = |mode, parameters: &[(&str, &str)], mutable: &[(&str, &str)]| {
+        let map = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+            let owned = |(k, v): &(&str, &str)| ((*k).to_owned(), (*v).to_owned());
+            pairs.iter().map(owned).collect()
+        };
+        let request = ValidateVolumeCapabilitiesRequest {
+            volume_id: id.clone(),
+            volume_capabilities: vec![capability(mode)],
+            parameters: map(parameters),
+            mutable_parameters: map(mutable),
+            secrets: world.secrets(),
+            ..ValidateVolumeCapabilitiesRequest::default()
+        };
+        let mut client = world.client.clone();
+        let answer = client.validate_volume_capabilities(request);
+        let answer = world
+            .store
+            .block_on(answer)
+            .expect("an answer")
+            .into_inner();
+        assert_eq!(answer.confirmed.is_some(), answer.message.is_empty());
+        answer.message
+    };
+    let one = access_mode::Mode::SingleNodeWriter;
+    let good = validate(one, &[("format", "vhd")], &[("iops", "500")]);
+    assert_eq!(good, "");
+    let many = validate(access_mode::Mode::MultiNodeMultiWriter, &[], &[]);
+    assert!(many.contains("access mode"), "{many}");
+    let unknown = validate(one, &[("sku", "x")], &[]);
+    assert_eq!(unknown, "parameter sku: there is no such parameter");
+    let fixed = validate(one, &[], &[("ioDeadline", "5m")]);
+    assert!(fixed.starts_with("mutable parameter ioDeadline"), "{fixed}");
+}
+
+#[test]
 fn volumes_grow_and_an_attached_one_is_left_to_its_node() {
     let world = World::start();
     let made = world.create(world.wanted("v", MIB)).expect("made");
@@ -334,47 +381,6 @@ fn snapshots_and_copies() {
     }
 }
 
-/// A call of GetPluginInfo, byte by byte: no client of ours would send it so.
-fn call_by(socket: &std::path::Path, authority: &str) -> u8 {
-    let mut stream = UnixStream::connect(socket).expect("it listens");
-    let frame = |kind: u8, flags: u8, id: u8, payload: &[u8]| {
-        let len = u8::try_from(payload.len()).expect("short");
-        let mut frame = vec![0, 0, len, kind, flags, 0, 0, 0, id];
-        frame.extend_from_slice(payload);
-        frame
-    };
-    let field = |first: &[u8], value: &str| {
-        let mut field = first.to_vec();
-        field.push(u8::try_from(value.len()).expect("short"));
-        field.extend_from_slice(value.as_bytes());
-        field
-    };
-    // :method POST, :scheme http, :path, :authority, content-type, te.
-    let block = [
-        vec![0x83, 0x86],
-        field(&[0x44], "/csi.v1.Identity/GetPluginInfo"),
-        field(&[0x41], authority),
-        field(&[0x5f], "application/grpc"),
-        field(&[0x40, 2, b't', b'e'], "trailers"),
-    ];
-    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    bytes.extend(frame(4, 0, 0, &[]));
-    bytes.extend(frame(1, 0x4, 1, &block.concat()));
-    bytes.extend(frame(0, 0x1, 1, &[0, 0, 0, 0, 0]));
-    stream.write_all(&bytes).expect("sent");
-    // The kind of the first frame about our stream.
-    loop {
-        let mut head = [0; 9];
-        stream.read_exact(&mut head).expect("a frame");
-        let len = usize::from(head[1]) << 8 | usize::from(head[2]);
-        let mut payload = vec![0; len];
-        stream.read_exact(&mut payload).expect("its payload");
-        if head[8] == 1 {
-            return head[3];
-        }
-    }
-}
-
 #[test]
 fn volumes_are_listed_page_by_page_with_the_default_secret() {
     let world = World::start();
@@ -437,18 +443,4 @@ fn volumes_are_listed_page_by_page_with_the_default_secret() {
         );
     }
     refused(get("devstoreaccount1/dysks/none.vhd"), Code::NotFound);
-}
-
-#[test]
-fn a_socket_path_as_authority_is_no_reason_to_refuse() {
-    const HEADERS: u8 = 1;
-    let world = World::start();
-    for authority in [
-        "localhost",
-        "/csi/csi.sock",
-        "%2Fcsi%2Fcsi.sock",
-        "unix:///csi/csi.sock",
-    ] {
-        assert_eq!(call_by(&world.socket, authority), HEADERS, "{authority}");
-    }
 }

@@ -2,13 +2,13 @@
 //! and clients of theirs.
 #![allow(dead_code, reason = "each test uses its part")]
 
+mod writer;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use dysk::csi::v1::controller_client::ControllerClient;
@@ -21,6 +21,8 @@ use dysk::emulator::{DEFAULT_ACCOUNT, DEFAULT_KEY};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+pub use writer::{Writer, check_records};
+
 pub const MIB: i64 = 1 << 20;
 const WORK: &str = "/tmp/dysk";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +32,12 @@ pub struct Process(Child);
 
 impl Process {
     fn start(name: &str, arguments: &[&str], path: Option<&str>) -> Self {
+        Self::start_under(&[], name, arguments, path)
+    }
+
+    /// Starts it by a command in front of it, which has to leave it this
+    /// process's own child.
+    fn start_under(front: &[&str], name: &str, arguments: &[&str], path: Option<&str>) -> Self {
         // The mode, where there is one.
         let role = arguments.get(1).filter(|_| name == "csi-dysk");
         let bin = std::env::var("DYSK_BIN").expect("the lane sets DYSK_BIN");
@@ -38,8 +46,11 @@ impl Process {
             .append(true)
             .open(format!("{WORK}/{name}{}.log", role.unwrap_or(&"")))
             .expect("a log");
-        let mut command = Command::new(format!("{bin}/{name}"));
-        command.args(arguments).stderr(log).stdout(Stdio::piped());
+        let own = format!("{bin}/{name}");
+        let mut words = front.iter().copied().chain([own.as_str()]);
+        let mut command = Command::new(words.next().expect("its own name"));
+        command.args(words).args(arguments);
+        command.stderr(log).stdout(Stdio::piped());
         if let Some(path) = path {
             command.env("PATH", path);
         }
@@ -104,6 +115,10 @@ fn socket(mode: &str) -> String {
 }
 
 fn start_plugin(mode: &str, path: Option<&str>) -> Process {
+    start_plugin_under(&[], mode, path)
+}
+
+fn start_plugin_under(front: &[&str], mode: &str, path: Option<&str>) -> Process {
     let endpoint = format!("unix://{}", socket(mode));
     let arguments = [
         "--mode",
@@ -113,7 +128,7 @@ fn start_plugin(mode: &str, path: Option<&str>) -> Process {
         "--node-id",
         "node-1",
     ];
-    let process = Process::start("csi-dysk", &arguments, path);
+    let process = Process::start_under(front, "csi-dysk", &arguments, path);
     // This one and no other: a child of a killed plugin, between its fork and its
     // exec, holds the old listener for a moment.
     eventually("the plugin listens", || {
@@ -173,6 +188,40 @@ impl World {
         self.plugin = start_plugin("node", path);
     }
 
+    /// Restarts it so that it is killed when it is about to make this call of the
+    /// system for the `nth` time.
+    pub fn plugin_dying_before(&mut self, call: &str, nth: u32) {
+        self.plugin.kill();
+        // A socket that is left is tried first, by a call that is not meant.
+        fs::remove_file(socket("node")).expect("left behind");
+        let trace = format!("trace={call}");
+        let kill = format!("inject={call}:signal=SIGKILL:when={nth}");
+        // With -D the tracer is no parent of the plugin's.
+        let front = [
+            "strace",
+            "-D",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            &trace,
+            "-e",
+            &kill,
+        ];
+        self.plugin = start_plugin_under(&front, "node", None);
+    }
+
+    /// The plugin has been killed by what it was started with; a good one follows.
+    #[track_caller]
+    pub fn plugin_died(&mut self) {
+        eventually("the plugin dies", || {
+            let ended = self.plugin.0.try_wait().expect("a child of ours");
+            ended.is_some()
+        });
+        self.plugin = start_plugin("node", None);
+    }
+
     pub fn restart_daemon(&mut self) {
         self.daemon.kill();
         self.daemon = Process::start("dyskd", &[], None);
@@ -202,9 +251,31 @@ impl World {
         .into()
     }
 
+    /// Where the store is steered from.
+    fn steering(&self) -> &str {
+        self.endpoint.trim_end_matches(DEFAULT_ACCOUNT)
+    }
+
+    /// Which requests to the store meet which trouble from now on.
+    pub fn faults(&self, rules: &str) {
+        let root = self.steering();
+        sh(&format!(
+            "curl -sf -X PUT {root}-/faults -d '{rules}' >/dev/null"
+        ));
+    }
+
+    /// Whether one of the rules has struck.
+    pub fn has_struck(&self) -> bool {
+        let report = sh(&format!("curl -sf {}-/faults", self.steering()));
+        report.split("\"struck\":").skip(1).any(|count| {
+            let count = count.trim_start();
+            !count.starts_with('0')
+        })
+    }
+
     /// The account has another key from now on, and the cluster's Secret too.
     pub fn rotate(&mut self, key: &str) {
-        let root = self.endpoint.trim_end_matches(DEFAULT_ACCOUNT);
+        let root = self.steering();
         sh(&format!(
             "curl -sf -X PUT {root}-/settings -d '{{\"key\": \"{key}\"}}' >/dev/null"
         ));
@@ -295,14 +366,14 @@ impl World {
             .map(drop)
     }
 
-    pub fn publish(
+    pub fn publish_request(
         &self,
         volume: &Volume,
         capability: VolumeCapability,
         pod: &str,
         readonly: bool,
-    ) -> Result<(), Status> {
-        let request = NodePublishVolumeRequest {
+    ) -> NodePublishVolumeRequest {
+        NodePublishVolumeRequest {
             volume_id: volume.volume_id.clone(),
             staging_target_path: staging(volume).display().to_string(),
             target_path: target(pod).display().to_string(),
@@ -311,26 +382,48 @@ impl World {
             volume_context: volume.volume_context.clone(),
             secrets: self.secrets(),
             ..NodePublishVolumeRequest::default()
-        };
+        }
+    }
+
+    pub fn publish(
+        &self,
+        volume: &Volume,
+        capability: VolumeCapability,
+        pod: &str,
+        readonly: bool,
+    ) -> Result<(), Status> {
+        let request = self.publish_request(volume, capability, pod, readonly);
         self.block_on(async { Self::node().await.node_publish_volume(request).await })
             .map(drop)
     }
 
-    pub fn unpublish(&self, volume: &Volume, pod: &str) {
-        let request = NodeUnpublishVolumeRequest {
+    pub fn unpublish_request(volume: &Volume, pod: &str) -> NodeUnpublishVolumeRequest {
+        NodeUnpublishVolumeRequest {
             volume_id: volume.volume_id.clone(),
             target_path: target(pod).display().to_string(),
-        };
+        }
+    }
+
+    pub fn unstage_request(volume: &Volume) -> NodeUnstageVolumeRequest {
+        NodeUnstageVolumeRequest {
+            volume_id: volume.volume_id.clone(),
+            staging_target_path: staging(volume).display().to_string(),
+        }
+    }
+
+    pub fn try_unpublish(&self, volume: &Volume, pod: &str) -> Result<(), Status> {
+        let request = Self::unpublish_request(volume, pod);
         self.block_on(async { Self::node().await.node_unpublish_volume(request).await })
-            .expect("unpublished");
+            .map(drop)
+    }
+
+    pub fn unpublish(&self, volume: &Volume, pod: &str) {
+        self.try_unpublish(volume, pod).expect("unpublished");
         assert!(!target(pod).exists(), "the target is left");
     }
 
     pub fn unstage(&self, volume: &Volume) -> Result<(), Status> {
-        let request = NodeUnstageVolumeRequest {
-            volume_id: volume.volume_id.clone(),
-            staging_target_path: staging(volume).display().to_string(),
-        };
+        let request = Self::unstage_request(volume);
         self.block_on(async { Self::node().await.node_unstage_volume(request).await })
             .map(drop)
     }
@@ -404,71 +497,6 @@ impl World {
         sh(&format!(
             "cat {WORK}/csi-dysk*.log | grep -a '{text}' | tail -n 1"
         ))
-    }
-}
-
-/// A pod that writes: records of 4 KiB, each synced before the next.
-pub struct Writer {
-    path: PathBuf,
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU32>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-const RECORD: usize = 4096;
-
-fn record(number: u32) -> Vec<u8> {
-    number.to_le_bytes().repeat(RECORD / 4)
-}
-
-impl Writer {
-    pub fn start(path: PathBuf) -> Self {
-        let (stop, written) = (Arc::<AtomicBool>::default(), Arc::<AtomicU32>::default());
-        let mut file = File::create(&path).expect("a file");
-        let (told, count) = (stop.clone(), written.clone());
-        let thread = std::thread::spawn(move || {
-            for number in 0.. {
-                if told.load(Ordering::Acquire) {
-                    return;
-                }
-                file.write_all(&record(number)).expect("written");
-                file.sync_data().expect("synced");
-                count.store(number + 1, Ordering::Release);
-            }
-        });
-        Self {
-            path,
-            stop,
-            written,
-            thread,
-        }
-    }
-
-    /// Waits for some more records.
-    #[track_caller]
-    pub fn goes_on(&self) {
-        let before = self.written.load(Ordering::Acquire);
-        eventually("the pod writes on", || {
-            assert!(!self.thread.is_finished(), "the pod was told an error");
-            self.written.load(Ordering::Acquire) > before + 5
-        });
-    }
-
-    /// Ends it; answers with where and how many records it wrote.
-    pub fn end(self) -> (PathBuf, u32) {
-        self.stop.store(true, Ordering::Release);
-        self.thread.join().expect("no error was told");
-        (self.path, self.written.load(Ordering::Acquire))
-    }
-}
-
-/// All records are there, and nothing else.
-#[track_caller]
-pub fn check_records(path: &Path, written: u32) {
-    let found = fs::read(path).expect("there");
-    assert_eq!(found.len(), written as usize * RECORD);
-    for (number, found) in (0..).zip(found.chunks(RECORD)) {
-        assert!(found == record(number), "record {number} is another");
     }
 }
 

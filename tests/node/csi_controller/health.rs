@@ -47,6 +47,24 @@ impl World {
         Ok((ids.collect(), answer.next_token))
     }
 
+    /// The condition as ListVolumes and as ControllerGetVolume tells it.
+    fn conditions(&self, id: &str) -> [VolumeCondition; 2] {
+        let mut client = self.client.clone();
+        let all = client.list_volumes(ListVolumesRequest::default());
+        let all = self.store.block_on(all).expect("a list").into_inner();
+        let listed = all.entries.into_iter().find(|entry| {
+            let volume = entry.volume.as_ref().expect("a volume");
+            volume.volume_id == id
+        });
+        let listed = listed.expect("listed").status.expect("a status");
+        let one = ControllerGetVolumeRequest {
+            volume_id: id.into(),
+        };
+        let one = self.store.block_on(client.controller_get_volume(one));
+        let one = one.expect("there").into_inner().status.expect("a status");
+        [listed.volume_condition, one.volume_condition].map(|told| told.expect("a condition"))
+    }
+
     /// Makes the footer that of a VHD which grows with what is written to it
     /// ("Disk Type" and "Checksum", VHD image format specification): its blob
     /// holds no disk as it is.
@@ -86,6 +104,11 @@ fn a_blob_that_cannot_be_a_disk_is_told_and_a_good_one_is_not() {
     let inaccessible = VolumeHealthErrorType::Inaccessible as i32;
     let told = world.health(&ids[1]).expect("there");
     assert_eq!(told, [(inaccessible, "UnusableBlob".to_owned())]);
+    // ListVolumes and ControllerGetVolume say the same of each.
+    let told = [&ids[0], &ids[1]].map(|id| world.conditions(id));
+    assert!(told[0].iter().all(|one| !one.abnormal), "{told:?}");
+    assert!(told[1].iter().all(|one| one.abnormal), "{told:?}");
+    assert_eq!(told[1][0].message, told[1][1].message);
     let (page, token) = world.ill(2, "").expect("a page");
     assert_eq!(page, ids[1..3]);
     assert_eq!(

@@ -116,6 +116,32 @@ fn made(world: &World) -> String {
 }
 
 #[test]
+fn a_full_node_takes_no_more_volumes_and_keeps_those_it_has() {
+    let world = World::with_node_limit(Some(2));
+    let ids = ["a", "b", "c", "d"].map(|name| {
+        let made = world.create(world.wanted(name, MIB));
+        made.expect(name).volume_id
+    });
+    // All at once, so that they meet while they count.
+    let published = std::thread::scope(|scope| {
+        let calls = ids.each_ref().map(|id| scope.spawn(|| world.write(id, A)));
+        calls.map(|call| call.join().expect("it ends"))
+    });
+    let (has, refusals): (Vec<_>, Vec<_>) = ids.iter().zip(published).partition(|(_, p)| p.is_ok());
+    assert_eq!(has.len(), 2, "{refusals:?}");
+    let left: Vec<_> = refusals.iter().map(|(id, _)| *id).collect();
+    for (_, refusal) in refusals {
+        let said = refused(refusal, Code::ResourceExhausted);
+        assert!(said.contains("node-a:0123456789ab has 2"), "{said}");
+    }
+    // What it has is no new one; and another node has places of its own.
+    world.write(has[0].0, A).expect("published before");
+    world.write(left[0], B).expect("another node");
+    world.unpublish(has[0].0, A).expect("unpublished");
+    world.write(left[1], A).expect("there is room");
+}
+
+#[test]
 fn one_node_writes_or_many_read() {
     let world = World::start();
     let id = made(&world);
