@@ -24,6 +24,7 @@ RUN apt-get update \
       e2fsprogs \
       xfsprogs \
       btrfs-progs \
+ && apt-get clean \
  && rm -rf /var/lib/apt/lists/* /var/cache/debconf/* /usr/share/doc/* /usr/share/man/*
 COPY --from=build /out/ /usr/local/bin/
 COPY deploy/image/dyskd-pod /usr/local/bin/

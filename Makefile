@@ -41,7 +41,7 @@ soak: ## The long forms of what test does briefly; seeds are printed and replay 
 	DYSK_DATABASE_CUTS=20 $(CARGO) test --test kernel databases:: -- --nocapture
 	DYSK_OUTAGE_SECONDS=600 $(CARGO) test --test kernel storms:: -- --nocapture
 	DYSK_ALL_SCENARIOS=1 $(CARGO) test --test kernel disks:: -- --nocapture
-	$(CARGO) test --test deploy cluster:: -- --ignored --nocapture
+	$(CARGO) test --test deploy -- --ignored --nocapture --test-threads=1
 	DYSK_TIMES_MEMORY=10 $(CARGO) test --test kernel memory:: -- --nocapture
 	$(CARGO) test --release --test kernel figures:: -- --ignored --nocapture --test-threads=1
 

@@ -22,7 +22,7 @@ use dysk::node::api::{AccountSpec, Secret};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::chart::{find, objects, parse, render, root, strings, text, with_input};
+use crate::support::chart::{self, find, objects, parse, render, root, strings, text, with_input};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -81,13 +81,7 @@ impl Drop for Process {
 }
 
 fn built(name: &str) -> PathBuf {
-    let path = root().join("build/cluster").join(name);
-    assert!(
-        path.exists(),
-        "{} is not there: run tests/cluster/prepare",
-        path.display()
-    );
-    path
+    chart::built(&format!("cluster/{name}"), "tests/cluster/prepare")
 }
 
 fn words(line: &str) -> Vec<String> {

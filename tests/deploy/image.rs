@@ -1,6 +1,5 @@
-//! The image, as far as it can be checked without a registry of base images: the
-//! build finds all it needs in its context and nothing else, and what the chart
-//! runs is in the image.
+//! The image: the build finds all it needs in its context and nothing else, and
+//! what the chart runs is in it. Building it takes ten minutes and root.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -53,6 +52,13 @@ fn packages() -> BTreeSet<String> {
         .split_whitespace()
         .filter(|word| !word.starts_with("--"));
     words.map(str::to_owned).collect()
+}
+
+#[test]
+#[ignore = "builds the image: make soak"]
+fn it_is_built_and_runs() {
+    let built = Command::new(root().join("tests/deploy/build_image")).status();
+    assert!(built.expect("bash runs").success());
 }
 
 #[test]

@@ -77,10 +77,15 @@ pub fn root() -> &'static Path {
 
 /// A tool of `tests/deploy/prepare`.
 pub fn tool(name: &str) -> PathBuf {
-    let path = root().join("build/deploy").join(name);
+    built(&format!("deploy/{name}"), "tests/setup test")
+}
+
+/// What `maker` has put into `build`.
+pub fn built(name: &str, maker: &str) -> PathBuf {
+    let path = root().join("build").join(name);
     assert!(
         path.exists(),
-        "{} is not there: run tests/setup test",
+        "{} is not there: run {maker}",
         path.display()
     );
     path
