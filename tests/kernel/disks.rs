@@ -3,14 +3,16 @@
 
 use crate::support::lane;
 
-const ALL: [&str; 8] = [
+const ALL: [&str; 10] = [
     "ext4_grows_under_load",
     "xfs_grows_under_load",
     "daemon_dies_while_the_blob_grows",
     "daemon_dies_while_the_footer_moves",
     "ext4_snapshots_cached",
+    "ext4_snapshots_read_cached",
     "ext4_snapshots_written_through",
     "xfs_snapshots_cached",
+    "xfs_snapshots_read_cached",
     "xfs_snapshots_written_through",
 ];
 
