@@ -2,6 +2,7 @@
 //! a guest that panics, hangs or loses its power is a failure that says so.
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -87,9 +88,21 @@ fn output_status_arguments_and_results_come_through() {
 
 #[test]
 fn a_panic_is_a_loud_failure() {
-    let folder = script("echo before; echo c >/proc/sysrq-trigger; sleep 1000");
-    let (status, out, errors) = run(folder.path(), &[]);
-    assert_eq!((status, out.as_str()), (Some(125), "before\n"));
+    // A panic takes along what is still on its way out of the guest.
+    let folder = script(
+        "echo before; until [ -e $DYSK_RESULTS/heard ]; do sleep 0.1; done; echo c >/proc/sysrq-trigger; sleep 1000",
+    );
+    let mut lane = lane(folder.path(), &[]).spawn().expect("the lane starts");
+    let mut before = [0; 7];
+    lane.stdout
+        .as_mut()
+        .expect("its output is ours")
+        .read_exact(&mut before)
+        .expect("the script's output comes through");
+    assert_eq!(&before, b"before\n");
+    fs::write(folder.path().join("results/heard"), "").expect("the results are the host's");
+    let (status, out, errors) = told(&lane.wait_with_output().expect("the lane ends"));
+    assert_eq!((status, out.as_str()), (Some(125), ""));
     assert!(
         errors.contains("Kernel panic - not syncing: sysrq triggered crash"),
         "{errors}"
