@@ -14,9 +14,17 @@
 //! gigabyte for a few kilobytes in use. A page touched for the first time
 //! under pressure is an allocation like any other, which the first measure
 //! covers.
+//!
+//! What is locked and merely kept for the next time is lost to the node, so large
+//! buffers are given back when they are freed: the C library would soon keep
+//! all of them, and cannot let the kernel take locked pages out of its heaps.
 
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::configure_io_flusher_behavior;
+
+/// Buffers from this size on are given back when they are freed: payloads of
+/// streams, not of single blocks.
+const LARGE: u32 = 1 << 20;
 
 /// Prepares the process; to be called before any thread starts, since threads
 /// inherit it. What is refused is told and done without.
@@ -27,6 +35,11 @@ pub fn prepare() {
             "{what}: this node may stall when its memory is short; run dyskd as root with CAP_SYS_RESOURCE and CAP_IPC_LOCK"
         );
     };
+    if !give_large_back() {
+        tracing::warn!(
+            "the C library keeps its own way with large buffers: dyskd keeps what a busy disk took"
+        );
+    }
     if let Err(error) = configure_io_flusher_behavior(true) {
         told("not exempt from memory reclaim", error.into());
     }
@@ -37,5 +50,59 @@ pub fn prepare() {
     }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         told("not protected from the OOM killer", error);
+    }
+}
+
+/// Has every buffer of [`LARGE`] bytes and more mapped by itself, whatever was
+/// freed before; see mallopt(3).
+#[cfg(target_env = "gnu")]
+fn give_large_back() -> bool {
+    let large = LARGE.cast_signed();
+    // SAFETY: it takes two numbers and no pointer, and the C library locks what
+    // it changes.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, large) == 1 }
+}
+
+/// Other C libraries have no such way of their own.
+#[cfg(not(target_env = "gnu"))]
+fn give_large_back() -> bool {
+    true
+}
+
+#[cfg(all(test, target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    const BUFFER: usize = 2 << 20;
+    const BUFFERS: usize = 64;
+
+    /// Bytes of this process that are in memory.
+    fn resident() -> usize {
+        let text = std::fs::read_to_string("/proc/self/statm").expect("proc is mounted");
+        let pages = text.split(' ').nth(1).expect("a second number");
+        pages.parse::<usize>().expect("a number") * rustix::param::page_size()
+    }
+
+    /// What stays when large buffers are freed that were in use at once.
+    fn left_over() -> usize {
+        // What the C library takes for a sign that such sizes are usual.
+        drop(std::hint::black_box(vec![1u8; BUFFER]));
+        let before = resident();
+        let pair = |_| (vec![1u8; BUFFER], vec![1u8; 64]);
+        let pairs: Vec<_> = (0..BUFFERS).map(pair).collect();
+        let (large, small): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        drop(std::hint::black_box(large));
+        let left = resident().saturating_sub(before);
+        drop(std::hint::black_box(small));
+        left
+    }
+
+    /// Others of this process's tests allocate beside it, but not as much.
+    #[test]
+    fn large_buffers_are_given_back_where_they_would_be_kept() {
+        let all = BUFFER * BUFFERS;
+        assert!(left_over() > all / 2, "kept if nothing is said");
+        assert!(give_large_back());
+        assert!(left_over() < all / 2);
     }
 }
