@@ -136,10 +136,10 @@ impl<S: PageStore> Volume<S> {
         self.io.change(&Change::Clear(body)).await
     }
 
-    /// Clears whole pages in the store.
-    async fn clear_uncached(&self, pages: Range) -> Result<(), DeviceError> {
-        let _locked = unless_gone(self.locks.lock(pages)).await?;
-        self.io.change(&Change::Clear(pages)).await
+    /// Gives whole pages back to the store.
+    async fn trim_uncached(&self, change: &Change) -> Result<(), DeviceError> {
+        let _locked = unless_gone(self.locks.lock(change.range())).await?;
+        self.io.change(change).await
     }
 
     /// Writes part of a page, or zeroes when `data` is `None`, by reading the
@@ -247,10 +247,15 @@ impl<S: PageStore> BlockDevice for Volume<S> {
             if body.is_empty() {
                 return Ok(());
             }
+            let change = if fua {
+                Change::Clear(body)
+            } else {
+                Change::Trim(body)
+            };
             if let Some(cache) = &self.cache {
-                return Box::pin(self.clear_cached(cache, body, fua)).await;
+                return Box::pin(self.clear_cached(cache, &change, fua)).await;
             }
-            Box::pin(self.clear_uncached(body)).await
+            Box::pin(self.trim_uncached(&change)).await
         })
         .await
     }

@@ -45,8 +45,10 @@ pub enum Change {
         /// What, whole pages.
         data: Bytes,
     },
-    /// Put Page, clear.
+    /// Put Page, clear: what it covers is zeroes from then on.
     Clear(Range),
+    /// The same for what nobody counts on any more.
+    Trim(Range),
 }
 
 impl Change {
@@ -55,7 +57,7 @@ impl Change {
     pub fn range(&self) -> Range {
         match self {
             Self::Put { offset, data } => Range::at(*offset, data.len() as u64),
-            Self::Clear(range) => *range,
+            Self::Clear(range) | Self::Trim(range) => *range,
         }
     }
 
@@ -63,7 +65,7 @@ impl Change {
     fn bytes(&self) -> u64 {
         match self {
             Self::Put { data, .. } => data.len() as u64,
-            Self::Clear(_) => 0,
+            Self::Clear(_) | Self::Trim(_) => 0,
         }
     }
 }
@@ -427,7 +429,7 @@ impl<S: PageStore> Io<S> {
                 );
                 (&self.sent.put, put.await)
             }
-            Change::Clear(range) => {
+            Change::Clear(range) | Change::Trim(range) => {
                 let clear = self
                     .blob
                     .clear_pages(*range, &conditions, self.attempt_deadline);

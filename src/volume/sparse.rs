@@ -48,10 +48,15 @@ impl<S: PageStore> Io<S> {
         let range = change.range();
         let zeroes = match change {
             Change::Put { data, .. } => is_zero(data),
-            Change::Clear(_) => true,
+            Change::Clear(_) | Change::Trim(_) => true,
         };
         if zeroes {
             let Some(needed) = self.needed(range) else {
+                if matches!(change, Change::Trim(_)) {
+                    // It is empty if it is ours, and if not, a trim promised
+                    // nothing of what others write.
+                    return Ok(());
+                }
                 // Nothing is to be changed; but what is acknowledged has to be
                 // so in the disk of whoever holds it now.
                 let under_way = self.standing.progress.begin();
@@ -60,7 +65,7 @@ impl<S: PageStore> Io<S> {
                 under_way.done();
                 return Ok(());
             };
-            if needed.len() >= CLEARED_ZEROES || matches!(change, Change::Clear(_)) {
+            if needed.len() >= CLEARED_ZEROES || !matches!(change, Change::Put { .. }) {
                 self.send_settled(&Change::Clear(needed)).await?;
                 unwritten.cleared(range);
                 return Ok(());

@@ -68,8 +68,9 @@ pub struct Sessions {
     pub ranks: BTreeMap<u32, Rank>,
     /// Their caching, where there is any.
     pub caching: BTreeMap<u32, Caching>,
-    /// Reads that began while their holder's lease had not run out, whoever had
-    /// taken it: where it knew of nothing it need not have asked.
+    /// Reads, and trims without FUA, that began while their holder's lease had
+    /// not run out, whoever had taken it: where it knew of nothing it need not
+    /// have asked.
     pub unasking: BTreeSet<u32>,
 }
 
@@ -223,8 +224,17 @@ mod tests {
             daemons: 0,
         };
         let sessions = Sessions {
-            ranks: [(0, rank(0)), (1, rank(0)), (50, rank(1))].into(),
-            caching: [(1, Caching::ReadWrite)].into(),
+            ranks: [0, 1, 2]
+                .map(|session| (session, rank(0)))
+                .into_iter()
+                .chain([50, 51].map(|session| (session, rank(1))))
+                .collect(),
+            caching: [
+                (1, Caching::ReadWrite),
+                (2, Caching::ReadOnly),
+                (51, Caching::ReadWrite),
+            ]
+            .into(),
             unasking: (0..50).collect(),
         };
         check(&parts.concat(), CELLS_PER_PAGE, &sessions)
@@ -336,6 +346,20 @@ mod tests {
         assert!(seen(&cleared, 0).is_ok(), "it cleared it");
         let again = [&cleared[..], &[write(3), done(3)]].concat();
         assert!(seen(&again, 0).is_err(), "and wrote again");
+
+        // Sessions 0 and 2 do not stage; 50 leaves the volume to others, 51 not.
+        for (mine, taken_by) in [(0, 50), (0, 51), (2, 50)] {
+            let trimmed_at = |step, before: &[Event]| {
+                let opened = [opened(taken_by, Loss::Nothing)];
+                let theirs = [begin(70, taken_by, Io::Write(PAGE, false)), done(70)];
+                let trim = [begin(step, mine, Io::Trim(PAGE, false)), done(step)];
+                verdict(&[before, &opened, &theirs, &trim])
+            };
+            let wrote = [begin(1, mine, Io::Write(PAGE, false)), done(1)];
+            assert!(trimmed_at(20, &[]).is_ok(), "what it never wrote");
+            assert!(trimmed_at(20, &wrote).is_err(), "what it wrote");
+            assert!(trimmed_at(60, &[]).is_err(), "after its lease's end");
+        }
     }
 
     #[test]

@@ -226,18 +226,19 @@ impl Driver<'_> {
             .map_err(|error| format!("not closed on a well store: {error}"))
     }
 
-    /// Reads that began before their holder's lease would have run out.
+    /// Reads and mere trims that began before their holder's lease would have
+    /// run out.
     fn unasking(&self) -> BTreeSet<u32> {
         let world = lock(&self.world);
-        let reads = self.events.iter().filter_map(|(at, event)| match event {
+        let begun = self.events.iter().filter_map(|(at, event)| match event {
             Event::Invoked {
                 step,
                 session,
-                io: Io::Read(_),
+                io: Io::Read(_) | Io::Trim(_, false),
             } if self.plan.map => Some((*at, *step, *session)),
             _ => None,
         });
-        reads
+        begun
             .filter(|(at, _, session)| {
                 let held = self.held.get(session);
                 let lease = held.map(|held| lease_text(held.lease));

@@ -381,6 +381,15 @@ impl<'a> Register<'a> {
         self.stored().contains(&0)
     }
 
+    /// Supposes that the store has nothing there; says whether that may be.
+    pub fn suppose_empty(&mut self) -> bool {
+        let may_be = self.may_be_empty();
+        if may_be {
+            self.possible.retain(|state| state.stored == 0);
+        }
+        may_be
+    }
+
     /// A session opened the volume after this loss; those that are `apart` do
     /// not know. If it is `supposed_empty`, the store had nothing there.
     pub fn opened(
@@ -390,8 +399,9 @@ impl<'a> Register<'a> {
         apart: &BTreeSet<u32>,
     ) {
         self.unfold();
-        self.possible
-            .retain(|state| !supposed_empty || state.stored == 0);
+        if supposed_empty {
+            self.suppose_empty();
+        }
         let stored = self.stored();
         let lost = |state: &Possible| Possible {
             value: state.stored,

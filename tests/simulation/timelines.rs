@@ -23,7 +23,7 @@ pub struct Timelines<'a> {
     /// Those of them that are supposed here to have known that the cell was
     /// empty in the store.
     believing: BTreeSet<u32>,
-    /// Reads of theirs that need not have asked.
+    /// Reads and trims of theirs that need not have asked.
     unasked: BTreeSet<u32>,
     /// Who makes each request.
     owner: BTreeMap<u32, u32>,
@@ -117,25 +117,45 @@ impl<'a> Timelines<'a> {
         }
     }
 
-    /// A read, or the end of one, that found empty what its holder knew to be
-    /// empty when it was overtaken.
+    /// A read that found empty what its holder knew to be empty when it was
+    /// overtaken, a trim of that, or the end of one.
     fn is_unasked(&mut self, touch: &Touch) -> bool {
         match *touch {
             Touch::Read {
                 step,
                 session,
                 value: 0,
+            }
+            | Touch::Write {
+                step,
+                session,
+                value: 0,
+                ..
             } if self.believing.contains(&session) && self.sessions.unasking.contains(&step) => {
                 self.unasked.insert(step)
             }
-            Touch::Answered { step } => self.unasked.contains(&step),
+            // Likewise where it goes on by itself. What it stages it changes.
+            Touch::Write {
+                step,
+                session,
+                value: 0,
+                ..
+            } if self.sessions.unasking.contains(&step)
+                && self.sessions.caching(session) != Caching::ReadWrite =>
+            {
+                let own = self.overtaken.get_mut(&session);
+                own.is_some_and(Register::suppose_empty) && self.unasked.insert(step)
+            }
+            Touch::Answered { step } | Touch::Written { step } | Touch::GivenUp { step } => {
+                self.unasked.contains(&step)
+            }
             _ => false,
         }
     }
 
     /// What else may be so now that `opened` has overtaken holders that cache
     /// nothing: for some of them the cell is known to be empty. Only those
-    /// matter that read it so without need to ask.
+    /// matter that read it so, or trim it, without need to ask.
     fn suppositions(&mut self, opened: u32, rest: &[Touch]) -> Vec<Self> {
         let ranks = &self.sessions.ranks;
         let granted = |session: &u32| ranks.get(session).map(|rank| rank.granted);
@@ -144,6 +164,12 @@ impl<'a> Timelines<'a> {
                 step,
                 session,
                 value: 0,
+            }
+            | Touch::Write {
+                step,
+                session,
+                value: 0,
+                ..
             } if self.sessions.unasking.contains(&step) => Some(session),
             _ => None,
         });

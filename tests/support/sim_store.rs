@@ -56,7 +56,8 @@ pub struct Blob {
     pub mute: bool,
     /// Everything that changes pages is answered so.
     pub failing: Option<(u16, &'static str)>,
-    requests: u64,
+    /// Requests of all kinds.
+    pub requests: u64,
     late: Vec<Late>,
     rng: SmallRng,
 }

@@ -88,7 +88,7 @@ async fn zeroes_that_need_not_be_sent_are_acknowledged_by_the_holder_alone() {
         let volume = learned(&store).await;
         let zero = async || match way {
             0 => volume.write(0, page(0), false).await,
-            1 => volume.trim(0, PAGE as u64, false).await,
+            1 => volume.trim(0, PAGE as u64, true).await,
             _ => volume.write_zeroes(0, PAGE as u64, false, false).await,
         };
         zero().await.unwrap();
@@ -96,6 +96,25 @@ async fn zeroes_that_need_not_be_sent_are_acknowledged_by_the_holder_alone() {
         store.blob().lease = Some(LeaseId::random());
         assert!(is_fenced(&zero().await), "way {way}");
     }
+}
+
+/// What is empty is trimmed without a request, as it is read.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_trimmed_without_a_request_until_the_lease_is_uncertain() {
+    let store = store();
+    let volume = learned(&store).await;
+    let asked = async |offset| {
+        let before = store.blob().requests;
+        volume.trim(offset, PAGE as u64, false).await.unwrap();
+        store.blob().requests > before
+    };
+    assert!(!asked(0).await, "never written");
+    volume.write(0, page(6), false).await.unwrap();
+    assert!(asked(0).await, "written");
+    assert!(!asked(0).await, "cleared");
+    store.blob().leases_stalled = true;
+    sleep(59 * SECOND).await;
+    assert!(asked(0).await, "another may have written there");
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +162,8 @@ async fn confirmations_do_not_keep_a_raise_from_being_made() {
             loop {
                 sleep(MS).await;
                 let offset = u64::from(at) << 15;
-                volume.trim(offset, PAGE as u64, false).await.unwrap();
+                let zeroed = volume.write_zeroes(offset, PAGE as u64, false, false);
+                zeroed.await.unwrap();
             }
         }));
     }
@@ -162,14 +182,15 @@ async fn zeroes_that_wait_for_the_store_are_seen_to_wait() {
     let store = store();
     let volume = learned(&store).await;
     store.blob().leases_stalled = true;
-    let trimming = Arc::clone(&volume);
-    let trim = tokio::spawn(async move { trimming.trim(0, PAGE as u64, false).await });
+    let zeroing = Arc::clone(&volume);
+    let zero =
+        tokio::spawn(async move { zeroing.write_zeroes(0, PAGE as u64, false, false).await });
     sleep(4 * SECOND).await;
     assert!(!volume.is_stuck(5 * SECOND));
     sleep(2 * SECOND).await;
-    assert!(volume.is_stuck(5 * SECOND) && !trim.is_finished());
+    assert!(volume.is_stuck(5 * SECOND) && !zero.is_finished());
     store.resume();
-    trim.await.unwrap().unwrap();
+    zero.await.unwrap().unwrap();
     assert!(!volume.is_stuck(5 * SECOND));
 }
 

@@ -42,25 +42,26 @@ impl<S: PageStore> Volume<S> {
                 self.write_cached(cache, edge, zeroes, fua).await?;
             }
         }
-        self.clear_cached(cache, body, fua).await
-    }
-
-    /// Gives whole pages back to the store.
-    pub(in crate::volume) async fn clear_cached(
-        &self,
-        cache: &Arc<Cache>,
-        body: Range,
-        fua: bool,
-    ) -> Result<(), DeviceError> {
-        self.unfenced()?;
         if body.is_empty() {
             return Ok(());
         }
+        self.clear_cached(cache, &Change::Clear(body), fua).await
+    }
+
+    /// Clears whole pages, of which there are some.
+    pub(in crate::volume) async fn clear_cached(
+        &self,
+        cache: &Arc<Cache>,
+        change: &Change,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
+        self.unfenced()?;
+        let body = change.range();
         {
             let _locked = unless_gone(self.locks.lock(blocks_around(body))).await?;
             let changing = Changing::begin(cache, body).await;
             overtake_with_zeroes(cache, body).await;
-            self.io.change(&Change::Clear(body)).await?;
+            self.io.change(change).await?;
             let mut rest = body;
             while !rest.is_empty() {
                 rest = cache
