@@ -116,7 +116,7 @@ fn attaches(kernel: &str) {
 
     let (before, seen) = (Counts::of(&store), guest.daemon_log().len());
     let one = load(&guest, "", &format!("one-by-one {} {TIMES}", blobs[0]));
-    let each = Counts::of(&store).since(before).requests as f64 / TIMES as f64;
+    let each = Counts::of(&store).since(&before).requests() as f64 / TIMES as f64;
     let single = times(&one["attaches"], "end");
     println!(
         "figure: {TIMES} one by one: {}, volume open: {}, the kernel's call: {}; detaches: {}; \

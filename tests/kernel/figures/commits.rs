@@ -41,11 +41,11 @@ fn commits(name: &str, guest: &Guest, store: &OutsideStore, command: &str) {
     set_latency(store, SLOW);
     let (counts, waits_before) = (Counts::of(store), waits(guest));
     let (slow, said) = timed(guest, command);
-    let cost = Counts::of(store).since(counts);
+    let cost = Counts::of(store).since(&counts);
     let needed = each(waits(guest) - waits_before);
     set_latency(store, QUICK);
     let trips = each(slow.as_secs_f64() - quick.as_secs_f64()) / SLOW.as_secs_f64();
-    let requests = each(cost.requests as f64);
+    let requests = each(cost.requests() as f64);
     println!(
         "figure: {name}: {requests:.2} requests and {:.1} KiB a commit; {trips:.2} round trips, \
          the kernel waits for {needed:.2}: {:.2} times what is needed; {:.1} ms a commit without \

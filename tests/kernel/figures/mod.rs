@@ -8,6 +8,8 @@ mod buffered;
 mod commits;
 mod terabyte;
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::support::guest::Guest;
@@ -15,11 +17,10 @@ use crate::support::outside_store::OutsideStore;
 use serde_json::{Value, json};
 
 /// What the store was asked for between two looks.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Counts {
-    requests: u64,
-    puts: u64,
-    gets: u64,
+    /// By operation.
+    operations: BTreeMap<String, u64>,
     bytes_in: u64,
 }
 
@@ -29,20 +30,41 @@ impl Counts {
         let operations = stats["operations"].as_object().expect("operations");
         let of = |one: &Value| one["requests"].as_u64().expect("a count");
         Self {
-            requests: operations.values().map(of).sum(),
-            puts: operations.get("put-page").map_or(0, of),
-            gets: operations.get("get-blob").map_or(0, of),
+            operations: operations
+                .iter()
+                .map(|(name, one)| (name.clone(), of(one)))
+                .collect(),
             bytes_in: stats["bytesIn"].as_u64().expect("bytes"),
         }
     }
 
-    fn since(self, earlier: Self) -> Self {
+    fn since(&self, earlier: &Self) -> Self {
+        let operations = self.operations.iter().map(|(name, requests)| {
+            let before = earlier.operations.get(name).copied().unwrap_or_default();
+            (name.clone(), requests - before)
+        });
         Self {
-            requests: self.requests - earlier.requests,
-            puts: self.puts - earlier.puts,
-            gets: self.gets - earlier.gets,
+            operations: operations.filter(|(_, requests)| *requests > 0).collect(),
             bytes_in: self.bytes_in - earlier.bytes_in,
         }
+    }
+
+    fn requests(&self) -> u64 {
+        self.operations.values().sum()
+    }
+
+    fn gets(&self) -> u64 {
+        self.operations.get("get-blob").copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let each = self.operations.iter();
+        let each: Vec<_> = each
+            .map(|(name, requests)| format!("{requests} {name}"))
+            .collect();
+        write!(f, "{} requests ({})", self.requests(), each.join(", "))
     }
 }
 
