@@ -35,6 +35,8 @@ cached 128k write: puts a GiB    | stream   | write 128k 32    | stream | puts  
 1m read at P20's cap: refused    | p20      | read 1m 8        | dysk   | refused      | <= 0.01
 4k write at standard's cap       | standard | randwrite 4k 64  | dysk   | rate 500     | >= 0.99
 4k write at standard's: refused  | standard | randwrite 4k 64  | dysk   | refused      | <= 0.01
+4m read at standard's cap        | standard | read 4m 2        | dysk   | rate 15      | >= 0.95
+4m read at standard's: refused   | standard | read 4m 2        | dysk   | refused      | <= 0.01
 512k write at standard's cap     | standard | write 512k 8     | dysk   | rate 120     | >= 0.99
 512k write at standard's: refused| standard | write 512k 8     | dysk   | refused      | <= 0.01
 ";

@@ -18,8 +18,14 @@ const CAP: u64 = 60 * MIB;
 /// measure the CPU.
 const OF_THE_CEILING: u64 = 60;
 
+/// How long a request may wait in a store with that cap.
+const QUEUE_MILLISECONDS: u64 = 100;
+
+/// A store as slow as that is so in everything: a request takes longer of the
+/// cap, and waits longer before it is refused.
 fn set_cap(store: &OutsideStore, bytes: u64) {
-    let settings = json!({"bandwidth": bytes});
+    let queue = QUEUE_MILLISECONDS * CAP / bytes.clamp(1, CAP);
+    let settings = json!({"bandwidth": bytes, "queue": format!("{queue}ms")});
     store.admin("PUT", "settings", &settings.to_string());
 }
 
