@@ -39,6 +39,9 @@ use super::{Account, Permit, Shared, Throttled};
 const COMPARED: Duration = Duration::from_secs(1);
 /// Of so many refusals to be expected, none is no chance.
 const NO_CHANCE: f64 = 3.0;
+/// How many requests make up their average size. What went before they were
+/// refused says nothing: a stream may have ended just then.
+const OF_THE_LAST: f64 = 4.0;
 
 /// Somebody in a queue.
 #[derive(Debug)]
@@ -65,6 +68,8 @@ struct Lane {
     /// Let through and refused lately.
     passed: u64,
     refused: u64,
+    /// Bytes of a request, on average of the last few since it was throttled.
+    size: Option<f64>,
 }
 
 /// All volumes of an account.
@@ -104,6 +109,14 @@ impl Lane {
     fn flag(&self) {
         let throttled = !self.limits.is_empty() || self.window.is_some() || self.hold.is_some();
         self.shared.throttled.store(throttled, Ordering::Release);
+    }
+
+    /// Takes a request's bytes into the average; answers with that.
+    fn sized(&mut self, bytes: u64) -> f64 {
+        let bytes = float(bytes);
+        let size = self.size.get_or_insert(bytes);
+        *size += (bytes - *size) / OF_THE_LAST;
+        *size
     }
 
     /// When the next request of the queue may be sent as far as the volume's
@@ -147,6 +160,9 @@ impl Lane {
         if !before && self.limits.is_empty() && self.window.is_none() {
             info!("a volume is not throttled any more");
         }
+        if self.limits.is_empty() {
+            self.size = None;
+        }
         self.flag();
     }
 }
@@ -168,6 +184,7 @@ impl Lanes {
                 clock: 0.0,
                 passed: 0,
                 refused: 0,
+                size: None,
             },
         );
         number
@@ -293,6 +310,7 @@ impl Lanes {
         let mut next = self.limits.passed(now, sent, bytes);
         if let Some(lane) = self.lanes.get_mut(&lane) {
             lane.passed += 1;
+            lane.sized(bytes);
             next |= lane.limits.passed(now, sent, bytes);
             let under_way = lane.under_way();
             if let Some(window) = &mut lane.window {
@@ -318,13 +336,9 @@ impl Lanes {
         };
         lane.refused += 1;
         lane.hold = lane.hold.max(until);
-        let (flow, known) = lane.shared.meter.flow(now);
+        let (flow, _) = lane.shared.meter.flow(now);
         let best = lane.shared.meter.best();
-        let size = if known == 0 {
-            float(bytes)
-        } else {
-            flow.bytes / flow.requests
-        };
+        let size = lane.sized(bytes);
         let news = if self.is_the_accounts(number, now) {
             let first = self.limits.is_empty();
             let flow = self.flow(now);

@@ -57,6 +57,10 @@ const MEASURED_AT_MOST: Duration = Duration::from_millis(500);
 const MOMENT: Duration = Duration::from_millis(100);
 /// Caps this close to each other are the same.
 const SAME: f64 = 0.1;
+/// A measure this many requests off the cap counts for this much: too low a cap
+/// costs more than one that is too high.
+const CHANCE: f64 = 2.0;
+const LEARNED: f64 = 0.25;
 /// Cuts for few refusals are at least this far apart.
 const BETWEEN_CUTS: Duration = Duration::from_secs(1);
 /// A cut for many needs as much to go by.
@@ -99,8 +103,11 @@ pub(super) struct Limit {
     known: f64,
     /// It does so, since the cut.
     silent: bool,
-    /// Units let through since the cut.
+    /// Units let through since the cut, and those of them while somebody waited.
     passed: f64,
+    pressed: f64,
+    /// The most that one of them took.
+    largest: f64,
     /// When the last were, and for how long none was, in spells of at least
     /// [`HOLE`].
     last_passed: Instant,
@@ -139,6 +146,8 @@ impl Limit {
             known,
             silent: false,
             passed: 0.0,
+            pressed: 0.0,
+            largest: 0.0,
             last_passed: now,
             holes: Duration::ZERO,
             moment: (now, 0.0),
@@ -248,6 +257,10 @@ impl Limit {
         self.holes = self.holes_until(now);
         self.last_passed = now;
         self.passed += cost;
+        self.largest = self.largest.max(cost);
+        if self.waited && !self.draining {
+            self.pressed += cost;
+        }
         self.judged += u64::from(sent > self.cut_at);
         let age = now.saturating_duration_since(self.moment.0);
         if age >= MOMENT {
@@ -275,8 +288,10 @@ impl Limit {
                 return self.is_away(now);
             }
             self.cut(now, cap);
-            // Nothing speaks for less than what was let through.
+            // Nothing speaks for less than what was let through, and what was
+            // sent at the floor's rate is no debt.
             self.waited_for = self.turn;
+            self.next = now + BREATH;
         }
     }
 
@@ -304,9 +319,19 @@ impl Limit {
             let lately = self.moment.1 + self.moment_before.1;
             cap = cap.max(lately / time.max(LEAST_EVIDENCE).as_secs_f64());
         }
-        // While nobody pressed, what passed is no measure of what may pass.
-        if self.waited_for * 2 + DRAINED_FOR < age {
-            cap = cap.max(self.cap * (1.0 - SAME));
+        // While nobody pressed, what passed is no measure of what may pass; and
+        // while somebody did again, it may be what nobody had used before.
+        let unpressed = self.waited_for * 2 + DRAINED_FOR < age;
+        let measured_for = if unpressed { self.waited_for } else { age };
+        let measured_for = measured_for.max(LEAST_EVIDENCE).as_secs_f64();
+        if unpressed {
+            let pressed = self.pressed / measured_for;
+            let pressed = pressed.min(self.cap);
+            cap = cap.max(pressed).max(self.cap * (1.0 - SAME));
+        }
+        // Whether one more was let through or one less is chance.
+        if (cap - self.cap).abs() < CHANCE * self.largest / measured_for {
+            cap = self.cap + (cap - self.cap) * LEARNED;
         }
         self.turn = if (cap / self.cap - 1.0).abs() < SAME {
             (self.turn * 2).min(LONGEST_TURN)
@@ -349,6 +374,8 @@ impl Limit {
         self.waited_for = Duration::ZERO;
         self.seen = now;
         self.passed = 0.0;
+        self.pressed = 0.0;
+        self.largest = 0.0;
         self.last_passed = now;
         self.holes = Duration::ZERO;
         self.moment = (now, 0.0);

@@ -96,7 +96,11 @@ impl Load {
         depth: usize,
         bytes: u64,
     ) -> Self {
-        let pace = Arc::new(pace.join());
+        Self::of(Arc::new(pace.join()), buckets, depth, bytes)
+    }
+
+    /// The same, of a volume that is there already.
+    fn of(pace: Arc<Pace>, buckets: &[&Arc<Mutex<Bucket>>], depth: usize, bytes: u64) -> Self {
         let passed = Arc::new(AtomicU64::new(0));
         let mut callers = JoinSet::new();
         let progress = Arc::new(Progress::default());
@@ -231,6 +235,26 @@ async fn at_each_cap_nearly_all_of_it_is_used_and_little_refused() {
             let (used, refused) = minute(&pace, (requests, bandwidth), bytes, queue, depth).await;
             assert!(used >= 0.985, "used {used}");
             assert!(refused <= 0.01, "refused {refused}");
+        }
+    }
+}
+
+/// What was learned from requests of one size is no measure for those of
+/// another, nor is what was let through while nobody asked for more.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_changes_its_load_uses_its_cap_at_once() {
+    let (requests, bandwidth) = (500.0, 60.0 * MIB as f64);
+    let store = bucket(requests, bandwidth, 100 * MS);
+    let pace = Arc::new(AccountPace::default().join());
+    for round in 0..4 {
+        for (depth, bytes) in [(8, MIB / 2), (64, 4096), (2, 4 * MIB)] {
+            let load = Load::of(Arc::clone(&pace), &[&store], depth, bytes);
+            let cap = requests.min(bandwidth / bytes as f64);
+            let first = load.run(2 * SECOND).await.used(cap, 2 * SECOND);
+            let then = load.run(14 * SECOND).await.used(cap, 14 * SECOND);
+            println!("round {round}, {bytes} bytes: used {first:.2}, then {then:.2}");
+            assert!(first > 0.65, "used {first}");
+            assert!(then > 0.96, "used {then}");
         }
     }
 }
