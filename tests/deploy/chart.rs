@@ -108,6 +108,8 @@ fn wrong_values_are_refused_by_name() {
         ),
         ("controller.replicas=1", "minAvailable"),
         ("controller.timeout=60", "timeout"),
+        ("priorityClass.value=2000000000", "value"),
+        ("priorityClass.name=system-own", "name"),
         ("storageClasses[0].reclaimPolicy=Recycle", "reclaimPolicy"),
         (
             "storageClasses[0].parameters.csi\\.storage\\.k8s\\.io/node-stage-secret-name=x",

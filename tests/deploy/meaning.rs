@@ -381,6 +381,27 @@ fn every_container_is_bounded_and_no_more_privileged_than_it_has_to_be() {
 }
 
 #[test]
+fn every_pod_has_a_priority_above_those_with_disks() {
+    let used = |values: &[&str]| {
+        let all = objects(values);
+        let pods = all.iter().filter(|object| containers(object).count() > 0);
+        let class = |pod: &Value| pod["spec"]["template"]["spec"]["priorityClassName"].clone();
+        let classes: Vec<_> = pods.map(class).collect();
+        assert_eq!(classes.len(), 3);
+        (classes, of_kind(&all, "PriorityClass").count())
+    };
+    let (classes, made) = used(&[]);
+    assert_eq!(made, 0);
+    for class in classes {
+        let class = class.as_str().expect("a class");
+        assert!(class.starts_with("system-"), "{class}");
+    }
+    let (classes, made) = used(&["priorityClass.create=true", "priorityClass.name=disks"]);
+    assert_eq!(made, 1);
+    assert!(classes.iter().all(|class| class == "disks"), "{classes:?}");
+}
+
+#[test]
 fn examples_refer_to_what_the_chart_makes() {
     let made = objects(&[]);
     let exists = |kind: &str, name: &Value| {

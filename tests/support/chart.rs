@@ -41,6 +41,7 @@ pub const VALUE_SETS: [(&str, &[&str]); 6] = [
             "controller.mountSecret=true",
             "sidecars.snapshotter.groupSnapshots=true",
             "node.maxVolumes=64",
+            "priorityClass.create=true",
             "controller.podAnnotations.note=x",
             "volumeSnapshotClass.default=true",
             "rbac.extraSecrets[0].name=other",

@@ -27,6 +27,11 @@ app.kubernetes.io/component: {{ .part }}
 {{ .Values.dyskd.image | default (include "dysk.image" .) }}
 {{- end }}
 
+{{- /* The priority class of a part's pods: dict "root" $ "named" what its values name. */ -}}
+{{- define "dysk.priorityClass" -}}
+{{- with .root.Values.priorityClass }}{{ if .create }}{{ .name }}{{ else }}{{ $.named }}{{ end }}{{ end }}
+{{- end }}
+
 {{- define "dysk.secretNamespace" -}}
 {{ .Values.secret.namespace | default .Release.Namespace }}
 {{- end }}
