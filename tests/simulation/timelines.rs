@@ -117,9 +117,9 @@ impl<'a> Timelines<'a> {
         }
     }
 
-    /// A read that found empty what its holder knew to be empty when it was
-    /// overtaken, a trim of that, or the end of one.
-    fn is_unasked(&mut self, touch: &Touch) -> bool {
+    /// The beginning of a read that found the cell empty, or of a trim, which need
+    /// not have asked if it was known to be: its step and its session.
+    fn needs_no_asking(&self, touch: &Touch) -> Option<(u32, u32)> {
         match *touch {
             Touch::Read {
                 step,
@@ -131,9 +131,20 @@ impl<'a> Timelines<'a> {
                 session,
                 value: 0,
                 ..
-            } if self.believing.contains(&session) && self.sessions.unasking.contains(&step) => {
-                self.unasked.insert(step)
-            }
+            } if self.sessions.unasking.contains(&step) => Some((step, session)),
+            _ => None,
+        }
+    }
+
+    /// A read that found empty what its holder knew to be empty when it was
+    /// overtaken, a trim of that, or the end of one.
+    fn is_unasked(&mut self, touch: &Touch) -> bool {
+        if let Some((step, session)) = self.needs_no_asking(touch)
+            && self.believing.contains(&session)
+        {
+            return self.unasked.insert(step);
+        }
+        match *touch {
             // Likewise where it goes on by itself. What it stages it changes.
             Touch::Write {
                 step,
@@ -159,21 +170,9 @@ impl<'a> Timelines<'a> {
     fn suppositions(&mut self, opened: u32, rest: &[Touch]) -> Vec<Self> {
         let ranks = &self.sessions.ranks;
         let granted = |session: &u32| ranks.get(session).map(|rank| rank.granted);
-        let late = rest.iter().filter_map(|touch| match *touch {
-            Touch::Read {
-                step,
-                session,
-                value: 0,
-            }
-            | Touch::Write {
-                step,
-                session,
-                value: 0,
-                ..
-            } if self.sessions.unasking.contains(&step) => Some(session),
-            _ => None,
-        });
-        let late: BTreeSet<u32> = late
+        let unasking = rest.iter().filter_map(|touch| self.needs_no_asking(touch));
+        let late: BTreeSet<u32> = unasking
+            .map(|(_, session)| session)
             .filter(|session| {
                 granted(session) < granted(&opened)
                     && !self.overtaken.contains_key(session)
