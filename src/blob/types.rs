@@ -263,6 +263,19 @@ pub struct PageRanges {
     pub etag: ETag,
 }
 
+impl PageRanges {
+    /// Up to where they are all of those in `within`, which was asked for: beyond
+    /// a page that is not the last nothing is known.
+    #[must_use]
+    pub fn known_to(&self, within: Range) -> u64 {
+        match (&self.next_marker, self.filled.last()) {
+            (Some(_), Some(last)) => last.end,
+            (Some(_), None) => within.start,
+            (None, _) => within.end,
+        }
+    }
+}
+
 /// A blob as List Blobs shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedBlob {

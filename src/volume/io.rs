@@ -203,15 +203,9 @@ impl<S: PageStore> Io<S> {
             match self.ranges_once(within, most, again, deadline).await? {
                 Ok(page) => {
                     under_way.done();
-                    let last = page.filled.last().map_or(within.start, |range| range.end);
-                    let known_to = if page.next_marker.is_some() {
-                        last
-                    } else {
-                        within.end
-                    };
                     return Ok(Filled {
+                        known_to: page.known_to(within),
                         ranges: page.filled,
-                        known_to,
                     });
                 }
                 Err(error) => {

@@ -120,14 +120,8 @@ impl<S: PageStore> super::io::Io<S> {
         // has to be of a time when the disk was ours.
         let ours = self.standing.confirm_lease().await;
         ours.map_err(|fenced| self.fenced(&fenced))?;
-        // Beyond a full page nothing is known; a store that ignores the bound
-        // sends more.
-        let known_to = match (&page.next_marker, page.filled.last()) {
-            (Some(_), Some(last)) => last.end,
-            (Some(_), None) => within.start,
-            (None, _) => within.end,
-        };
-        let known_to = known_to.min(within.end);
+        // A store that ignores the bound sends more.
+        let known_to = page.known_to(within).min(within.end);
         if known_to <= within.start {
             return Err(DeviceError::Io(
                 "the store's list of ranges goes nowhere".into(),
