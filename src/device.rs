@@ -5,6 +5,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 
+use crate::buffers;
 use crate::caller::Gone;
 
 /// Bytes in a page, the unit of a page blob and the smallest aligned I/O.
@@ -174,14 +175,14 @@ impl ReadData {
         if let [Segment::Data(bytes)] = self.segments.as_slice() {
             return bytes.clone();
         }
-        let mut buffer = Vec::with_capacity(self.len);
+        let mut buffer = buffers::with_room(self.len);
         for segment in &self.segments {
             match segment {
                 Segment::Data(bytes) => buffer.extend_from_slice(bytes),
                 Segment::Zeroes(n) => buffer.resize(buffer.len() + n, 0),
             }
         }
-        buffer.into()
+        buffers::share(buffer)
     }
 }
 

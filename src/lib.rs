@@ -7,6 +7,7 @@
 //! stands beside them, and what stands here alone is for every floor. See `docs/design.md`.
 
 pub mod blob;
+pub mod buffers;
 pub mod caller;
 pub mod cli;
 pub mod csi;

@@ -19,6 +19,7 @@ use super::signals::Signals;
 use super::target::Target;
 use super::{Global, Output, output};
 use crate::blob::LeaseId;
+use crate::buffers;
 use crate::device::BlockDevice;
 use crate::nbd::server::Server;
 use crate::nbd::transmission::Stop;
@@ -154,6 +155,9 @@ async fn serve(
         Output::Table => output::line(&uri)?,
     }
     tracing::info!(volume = address, %uri, size, "serving");
+    if !buffers::set_up_allocator() {
+        tracing::debug!("the C library keeps its own way with large buffers");
+    }
     let (stop, stopped) = watch::channel(Stop::Run);
     let mut running = tokio::spawn({
         let volume = volume.clone();
@@ -162,6 +166,7 @@ async fn serve(
     let ended = tokio::select! {
         ended = &mut running => Some(ended),
         () = signals.next() => None,
+        never = buffers::give_back_unused() => match never {},
     };
     tracing::info!(volume = address, "stopping");
     stop.send_replace(Stop::Close);

@@ -29,6 +29,7 @@ use super::settings;
 use super::startup;
 use super::stop;
 use super::transport::Transport;
+use crate::buffers;
 use crate::volume::Budget;
 
 /// How long a daemon that handed over may take to end.
@@ -258,6 +259,7 @@ impl Daemon {
             () = told => {}
             () = alive => {}
             () = scraped => {}
+            never = buffers::give_back_unused() => match never {},
             () = settings::follow(&registry) => {}
             // Never, when its thread has ended.
             Ok(()) = handed_over => {

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{ByteBudget, SessionError};
+use crate::buffers;
 use crate::nbd::wire::request::{Command, REQUEST_LEN, RequestHeader};
 
 /// Bytes of the read buffer.
@@ -63,7 +64,7 @@ enum Expect {
     },
     Payload {
         header: RequestHeader,
-        payload: BytesMut,
+        payload: Vec<u8>,
         hold: Option<OwnedSemaphorePermit>,
     },
     Drain {
@@ -139,7 +140,7 @@ impl Inbox {
                     }
                     return Ok(Next::Request(Incoming {
                         header,
-                        body: Body::Payload(payload.freeze()),
+                        body: Body::Payload(buffers::share(payload)),
                         hold,
                     }));
                 }
@@ -193,7 +194,7 @@ impl Inbox {
     fn receive(header: RequestHeader, hold: Option<OwnedSemaphorePermit>) -> Expect {
         Expect::Payload {
             header,
-            payload: BytesMut::with_capacity(header.payload_len()),
+            payload: buffers::with_room(header.payload_len()),
             hold,
         }
     }

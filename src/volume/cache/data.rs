@@ -12,6 +12,7 @@ use super::core::{Copied, Core, SECTION, Staged};
 use super::layout::BLOCK;
 use super::through::{Changing, overtake};
 use crate::blob::Range;
+use crate::buffers;
 use crate::caller::unless_gone;
 use crate::device::{DeviceError, PAGE, ReadData, Segment};
 use crate::volume::Volume;
@@ -123,7 +124,10 @@ impl<S: PageStore> Volume<S> {
         range: Range,
     ) -> Result<ReadData, DeviceError> {
         self.unfenced()?;
-        let mut copied = Copied::default();
+        let mut copied = Copied {
+            bytes: buffers::with_room(usize_from(range.len())),
+            ..Copied::default()
+        };
         let mut watching = None;
         for section in sections(range) {
             let guarded = Arc::clone(cache);
@@ -141,7 +145,7 @@ impl<S: PageStore> Volume<S> {
             result.map_err(|error| staging_failed(&error))?;
         }
         if copied.missing.is_empty() {
-            return Ok(Bytes::from(copied.bytes).into());
+            return Ok(buffers::share(copied.bytes).into());
         }
         let watching = watching.expect("a read that misses is registered");
         if copied.missing == [range] {
@@ -159,7 +163,7 @@ impl<S: PageStore> Volume<S> {
             let data = self.io.read(span).await?;
             Ok::<_, DeviceError>((span, data))
         });
-        let mut bytes = BytesMut::from(Bytes::from(copied.bytes));
+        let mut bytes = copied.bytes;
         for (span, data) in try_join_all(fetches).await? {
             for part in copied
                 .missing
@@ -172,7 +176,7 @@ impl<S: PageStore> Volume<S> {
                 copy_data(&data.slice(from, len), &mut bytes[to..to + len]);
             }
         }
-        let bytes = bytes.freeze();
+        let bytes = buffers::share(bytes);
         self.fill(&watching, range.start, copied.missing, bytes.clone())
             .await;
         Ok(bytes.into())

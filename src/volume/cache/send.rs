@@ -10,6 +10,7 @@ use super::index::Picked;
 use super::layout::{BLOCK, SECTOR, SECTORS};
 use super::staging::Stretch;
 use crate::blob::Range;
+use crate::buffers;
 
 /// The stripes that runs keep within: as much as one Put Page takes.
 const STRIPE: u64 = crate::volume::io::LARGEST_PIECE / BLOCK;
@@ -98,7 +99,7 @@ impl Core {
                 if !joined {
                     self.read_piece(&mut stretches, pieces)?;
                     let most = len_of(end * BLOCK - offset);
-                    pieces.push((offset, Vec::with_capacity(most)));
+                    pieces.push((offset, buffers::with_room(most)));
                 }
                 let (_, data) = pieces.last_mut().expect("pushed just now at the latest");
                 let from = data.len();

@@ -3,7 +3,6 @@
 
 use std::sync::{Arc, PoisonError, Weak};
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use super::core::SECTION;
 use super::index::Picked;
 use super::layout::BLOCK;
 use crate::blob::Range;
+use crate::buffers;
 use crate::device::DeviceError;
 use crate::volume::Volume;
 use crate::volume::io::Change;
@@ -173,7 +173,7 @@ impl<S: PageStore> Volume<S> {
             result.map_err(|error| DeviceError::Io(format!("staging file: {error}")))?;
         }
         for (offset, data) in pieces {
-            let data = Bytes::from(data);
+            let data = buffers::share(data);
             self.io.change(&Change::Put { offset, data }).await?;
         }
         Ok(())
