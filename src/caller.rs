@@ -1,7 +1,7 @@
 //! Whether somebody still waits for a request.
 //!
-//! The kernel resends on another connection what was not answered for the
-//! replay threshold, and shuts the old one. What was asked on that one must
+//! The kernel shuts a connection on which something was not answered for the
+//! replay threshold, and resends on another one. What was asked on that one must
 //! not pile up behind the store's outage: each request runs within the
 //! [`Caller::scope`] of its connection, and wherever it waits with nothing of
 //! it under way at the store, it waits [`unless_gone`].

@@ -13,8 +13,8 @@ use crate::volume::AccountPace;
 pub const ATTEMPT_DEADLINE: Duration = crate::volume::DEFAULT_ATTEMPT_DEADLINE;
 /// Bound on making a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections per volume: the kernel's queue of two connections, 128 each,
-/// is deeper than any page blob is fast.
+/// Connections per volume: as many as requests that the kernel has under way on
+/// a connection, which is deeper than any page blob is fast.
 const MAX_CONNECTIONS: usize = 128;
 /// Shorter than the idle timeouts of the service's front ends and of the
 /// load balancers on the way.

@@ -40,9 +40,11 @@ use crate::volume::{
 pub const RUN_DIR: &str = "/run/dysk";
 /// The control socket's name within the run directory.
 pub const SOCKET: &str = "dyskd.sock";
-/// Connections to the kernel per disk when none are asked for. With two, a
-/// request that hangs on one is sent again on the other.
-pub const CONNECTIONS: u16 = 2;
+/// Connections to the kernel per disk when none are asked for. Each one more
+/// costs an attach a freeze of the disk's queue, while all other attaches wait;
+/// one carries more than a page blob does. One that the kernel gives up is
+/// replaced, however many there are.
+pub const CONNECTIONS: u16 = 1;
 /// Most connections to the kernel per disk.
 pub const MAX_CONNECTIONS: u16 = 16;
 

@@ -54,7 +54,7 @@ fn a_volume_s_life() {
         "access:              read-write",
         "fenced:              no",
         &format!("device:              {first}"),
-        "connections:         2",
+        "connections:         1",
     ] {
         assert!(status.lines().any(|l| l == line), "{line}: {status}");
     }

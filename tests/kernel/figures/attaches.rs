@@ -112,7 +112,7 @@ fn attaches(kernel: &str) {
     // The kernel makes the devices for the first, the others find them.
     at_once(&guest, "", "new devices", &blobs);
     let again = at_once(&guest, "", "devices there already", &blobs);
-    at_once(&guest, "connections=1", "one connection each", &blobs);
+    at_once(&guest, "connections=2", "two connections each", &blobs);
 
     let (before, seen) = (Counts::of(&store), guest.daemon_log().len());
     let one = load(&guest, "", &format!("one-by-one {} {TIMES}", blobs[0]));
