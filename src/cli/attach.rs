@@ -9,7 +9,7 @@ use super::error::{CliError, note};
 use super::policy::{PolicyOptions, waits_for};
 use super::target::Target;
 use super::{FormatArg, Global, Output, output};
-use crate::node::api::{AttachRequest, Attachment, MAX_CONNECTIONS, NewDisk, Stage};
+use crate::node::api::{AttachRequest, Attachment, CONNECTIONS, MAX_CONNECTIONS, NewDisk, Stage};
 use crate::node::name::AttachmentName;
 use crate::node::{dysktab, provision};
 use crate::size::ByteSize;
@@ -37,8 +37,8 @@ pub struct Options {
     /// Refuse writes, and take no lease
     #[arg(long)]
     read_only: bool,
-    /// Connections to the kernel [default: 2]
     #[arg(long, value_name = "N",
+          help = format!("Connections to the kernel [default: {CONNECTIONS}]"),
           value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_CONNECTIONS)))]
     connections: Option<u16>,
     /// Take the volume from whoever holds its lease; their writes will fail

@@ -23,15 +23,16 @@ use device::NbdDevice;
 use sessions::Sessions;
 
 /// After this long the kernel shuts the connection of an unanswered request
-/// and sends it again on another. No error ever comes of it: the first of the
-/// two holds its range until its fate is settled, the other waits for it.
+/// and sends it again on another, or on the one that takes its place. No error
+/// ever comes of it: the first of the two holds its range until its fate is
+/// settled, the other waits for it.
 ///
 /// It is also how long requests wait that a daemon took with it when it was
 /// killed, so it should be short. But each replay of a request that is merely
 /// slow costs a connection and moves its bytes twice, so it is longer than
 /// what happens without a crash: one attempt at the store that runs into its
 /// deadline (10 s), the fence and the repetition; and nearly a whole kernel
-/// queue (2 connections, 128 requests, 4 MiB each) at a blob's 60 MiB/s.
+/// queue (128 requests, 4 MiB each) at a blob's 60 MiB/s.
 const REPLAY: Duration = Duration::from_secs(15);
 /// How long I/O waits for us when every connection is dead: in effect for
 /// ever, for only this makes errors. A year, since the kernel counts it in
@@ -86,7 +87,6 @@ impl NbdTransport {
         let geometry = export.volume.geometry();
         let (theirs, ours) =
             SocketPair::many(export.connections.into()).map_err(TransportError::from)?;
-        let several = ours.len() > 1;
         let sessions = Sessions::start(&export, kernel.clone(), self.sysfs.clone(), ours)?;
         let flags = negotiation::Export {
             name: export.name.clone(),
@@ -97,8 +97,9 @@ impl NbdTransport {
             index: None,
             size_bytes: geometry.size,
             block_size: SECTOR,
-            // A lone connection has no other to send anything again on.
-            timeout: if several { REPLAY } else { Duration::ZERO },
+            // Also of a lone connection, which is replaced: what a daemon that
+            // was killed took with it is otherwise sent again after 30 s only.
+            timeout: REPLAY,
             dead_connection_timeout: WAIT_FOR_DAEMON,
             server_flags: flags,
             client_flags: 0,
