@@ -19,13 +19,12 @@ use bytes::Bytes;
 pub const LARGE: usize = 1 << 20;
 
 /// Most bytes kept for the next payloads, in the whole process.
-pub const MOST_KEPT: usize = 16 << 20;
+pub const MOST_KEPT: usize = 4 << 20;
 
 /// Buffers that nobody needed for so long are given back.
-const UNUSED: Duration = Duration::from_secs(10);
+const UNUSED: Duration = Duration::from_secs(2);
 
-/// The end of each of the C library's heaps stays with it up to this size: there
-/// come and go the pieces in which answers are read, some hundred kilobytes each.
+/// See [`keep_heap_ends`].
 #[cfg(target_env = "gnu")]
 const HEAP_END: usize = 16 << 20;
 
@@ -100,24 +99,27 @@ impl Pool {
 }
 
 /// Never poisoned: nothing in there panics.
-fn pool() -> MutexGuard<'static, Pool> {
-    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(pool: &Mutex<Pool>) -> MutexGuard<'_, Pool> {
+    pool.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes whose buffer is kept when nobody has them any more.
-struct Shared(Vec<u8>);
+struct Shared {
+    buffer: Vec<u8>,
+    pool: &'static Mutex<Pool>,
+}
 
 impl AsRef<[u8]> for Shared {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.buffer
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let kept = pool().put(std::mem::take(&mut self.0));
+        let refused = locked(self.pool).put(std::mem::take(&mut self.buffer));
         // Unmapped without the lock.
-        drop(kept);
+        drop(refused);
     }
 }
 
@@ -127,7 +129,7 @@ pub fn with_room(len: usize) -> Vec<u8> {
     if len < LARGE {
         return Vec::with_capacity(len);
     }
-    let found = pool().take(len);
+    let found = locked(&POOL).take(len);
     found.unwrap_or_else(Vec::with_capacity)
 }
 
@@ -138,38 +140,55 @@ pub fn share(buffer: Vec<u8>) -> Bytes {
     if buffer.capacity() < LARGE {
         return buffer.into();
     }
-    Bytes::from_owner(Shared(buffer))
+    Bytes::from_owner(Shared {
+        buffer,
+        pool: &POOL,
+    })
 }
 
 /// Gives back, for as long as it is polled, what nobody has needed for a while.
 pub async fn give_back_unused() -> Infallible {
     loop {
         tokio::time::sleep(UNUSED).await;
-        let unused = pool().0.each_mut().map(Shelf::take_unused);
+        let unused = locked(&POOL).0.each_mut().map(Shelf::take_unused);
         drop(unused);
     }
 }
 
 /// Has the C library map every buffer of [`LARGE`] bytes and more by itself,
-/// whatever was freed before, and not give back and fetch again the end of a heap
-/// with every answer; see mallopt(3). False when it refuses.
+/// whatever was freed before. False when it refuses.
 #[cfg(target_env = "gnu")]
 pub fn set_up_allocator() -> bool {
-    let settings = [
-        (libc::M_MMAP_THRESHOLD, LARGE),
-        (libc::M_TRIM_THRESHOLD, HEAP_END),
-    ];
-    settings.into_iter().all(|(setting, bytes)| {
-        let bytes = i32::try_from(bytes).expect("some megabytes");
-        // SAFETY: it takes two numbers and no pointer, and the C library locks
-        // what it changes.
-        unsafe { libc::mallopt(setting, bytes) == 1 }
-    })
+    tell_allocator(libc::M_MMAP_THRESHOLD, LARGE)
+}
+
+/// Has the C library keep 16 MiB at the end of each of its heaps, and not give
+/// them back and fetch them again with every answer: there come and go the pieces
+/// in which answers are read, some hundred kilobytes each. Of no use to a process
+/// whose memory is locked, which loses nothing there. False when it refuses.
+#[cfg(target_env = "gnu")]
+pub fn keep_heap_ends() -> bool {
+    tell_allocator(libc::M_TRIM_THRESHOLD, HEAP_END)
+}
+
+/// See mallopt(3).
+#[cfg(target_env = "gnu")]
+fn tell_allocator(setting: libc::c_int, bytes: usize) -> bool {
+    let bytes = i32::try_from(bytes).expect("some megabytes");
+    // SAFETY: it takes two numbers and no pointer, and the C library locks what
+    // it changes.
+    unsafe { libc::mallopt(setting, bytes) == 1 }
 }
 
 /// Other C libraries have no such settings.
 #[cfg(not(target_env = "gnu"))]
 pub fn set_up_allocator() -> bool {
+    true
+}
+
+/// Other C libraries have no such settings.
+#[cfg(not(target_env = "gnu"))]
+pub fn keep_heap_ends() -> bool {
     true
 }
 
@@ -197,7 +216,7 @@ mod tests {
     #[test]
     fn no_more_is_kept_than_there_is_room_for() {
         let mut pool = Pool::new();
-        let refused = (0..5).filter_map(|_| pool.put(full(4 * LARGE))).count();
+        let refused = (0..3).filter_map(|_| pool.put(full(2 * LARGE))).count();
         assert_eq!((refused, pool.kept()), (1, MOST_KEPT));
         assert!(pool.put(full(LARGE)).is_some());
     }
@@ -219,18 +238,16 @@ mod tests {
 
     #[test]
     fn shared_bytes_leave_their_buffer_when_the_last_one_goes() {
-        // A size that no other of these tests asks for.
-        let mut buffer = with_room(3 * LARGE);
-        buffer.resize(3 * LARGE, 7);
-        let at = buffer.as_ptr();
-        let bytes = share(buffer);
+        static OWN: Mutex<Pool> = Mutex::new(Pool::new());
+        let mut buffer = Vec::with_capacity(LARGE);
+        buffer.resize(LARGE, 7);
+        let bytes = Bytes::from_owner(Shared { buffer, pool: &OWN });
         let part = bytes.slice(1..3);
         drop(bytes);
         assert_eq!(&part[..], [7, 7]);
-        let kept = |at| pool().0[2].buffers.iter().any(|one| one.as_ptr() == at);
-        assert!(!kept(at));
+        assert_eq!(locked(&OWN).kept(), 0);
         drop(part);
-        assert!(kept(at));
+        assert_eq!(locked(&OWN).kept(), LARGE);
     }
 }
 

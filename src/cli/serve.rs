@@ -155,7 +155,7 @@ async fn serve(
         Output::Table => output::line(&uri)?,
     }
     tracing::info!(volume = address, %uri, size, "serving");
-    if !buffers::set_up_allocator() {
+    if !(buffers::set_up_allocator() && buffers::keep_heap_ends()) {
         tracing::debug!("the C library keeps its own way with large buffers");
     }
     let (stop, stopped) = watch::channel(Stop::Run);
