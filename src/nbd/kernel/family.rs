@@ -72,7 +72,8 @@ pub struct Connect {
     pub block_size: u32,
     /// After how long an unanswered request shuts its connection and is sent
     /// again, on another one or on the one that takes its place; zero: 30 s with
-    /// several connections, never with one. Whole seconds, rounded up. It makes no I/O error.
+    /// several connections, never with one. Whole seconds, rounded up. It makes
+    /// no I/O error.
     pub timeout: Duration,
     /// How long I/O waits for a reconfigure when every connection is dead,
     /// before it fails with EIO. Whole seconds, rounded up.
