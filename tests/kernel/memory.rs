@@ -12,7 +12,7 @@ fn more_than_memory_is_written_through_a_volume() {
     let times = lane::number("DYSK_TIMES_MEMORY", 2).to_string();
     lane::run(
         "6.12",
-        &["--memory", "224", "--timeout", "1800"],
+        &["--memory", "192", "--timeout", "1800"],
         "memory",
         &[&times, &endpoint],
     );
