@@ -18,5 +18,6 @@ pub mod metrics;
 pub mod mounts;
 pub mod nbd;
 pub mod node;
+pub mod runtime;
 pub mod size;
 pub mod volume;

@@ -12,6 +12,7 @@ use dysk::node::daemon::{Config, Daemon};
 use dysk::node::nbd::NbdTransport;
 use dysk::node::service::Service;
 use dysk::node::{dysktab, memory};
+use dysk::runtime;
 use dysk::size::ByteSize;
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,10 +67,7 @@ fn run(options: Options, service: Service) -> anyhow::Result<()> {
         .context("cannot forbid core dumps")?;
     raise_file_limit();
     memory::prepare();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = runtime::start(runtime::all_disks()).context("cannot start the runtime")?;
     let result = runtime.block_on(serve(options, service));
     // Requests of disks that stay attached may wait for the store for ever.
     runtime.shutdown_background();

@@ -39,6 +39,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::node::api::{Format, RUN_DIR, SOCKET};
 use crate::node::client::Client;
+use crate::runtime;
 use error::CliError;
 
 /// Azure page blobs as Linux disks.
@@ -149,9 +150,10 @@ pub fn main() -> ExitCode {
         Err(refusal) => return error::usage(&refusal),
     };
     start_logging(&cli);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
+    let runtime = match cli.command {
+        Command::Serve(_) => runtime::start(runtime::ONE_EXPORT),
+        _ => tokio::runtime::Runtime::new(),
+    };
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
