@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, Sleep};
 
+use super::busy::{Busy, yield_to_others};
 use super::execute::{self, Failure, Outcome, Terms};
 use super::inbox::{Body, Inbox, Incoming, Next};
 use super::outbox::Outbox;
@@ -70,6 +71,7 @@ pub(super) struct Connection<S, D> {
     linger: Option<Pin<Box<Sleep>>>,
     /// Runs while nothing is read, so that a hang-up would not be heard.
     look: Option<Pin<Box<Sleep>>>,
+    busy: Busy,
 }
 
 /// A request that moves at least this much runs in a task of its own: copying
@@ -107,6 +109,7 @@ where
             finished,
             linger: None,
             look: None,
+            busy: Busy::default(),
             limits,
         }
     }
@@ -172,17 +175,31 @@ where
                         }
                         advanced = true;
                     }
-                    Poll::Ready(Ok(_)) => advanced = true,
+                    Poll::Ready(Ok(_)) => {
+                        if self.busy.is_idle() {
+                            self.busy.heard(std::time::Instant::now());
+                        }
+                        advanced = true;
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {}
                 }
             }
             if !advanced {
+                self.look_again(cx);
                 if self.poll_look(cx).is_ready() {
                     return Poll::Ready(Ok(End::Vanished));
                 }
                 return self.poll_linger(cx).map(Err);
             }
+        }
+    }
+
+    /// Comes back soon where a client has all its answers and usually asks on.
+    fn look_again(&mut self, cx: &mut Context<'_>) {
+        let idle = self.taken == 0 && self.phase == Phase::Serving;
+        if idle && self.busy.looks_again(std::time::Instant::now()) {
+            yield_to_others(cx);
         }
     }
 

@@ -9,6 +9,7 @@
 //! the connection's task (`running`), a large one in a task of its own; nothing
 //! that happens to the connection stops either half way.
 
+mod busy;
 mod connection;
 mod execute;
 mod inbox;
