@@ -61,6 +61,16 @@ impl Running {
     }
 }
 
+/// What fio says in the end.
+fn report_of(fio: Child) -> Value {
+    let output = fio.wait_with_output().expect("a child of ours ends");
+    assert!(output.status.success(), "{output:?}");
+    // The engine may say a word of its own before the report.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let json = text.find('{').map_or("", |at| &text[at..]);
+    serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
 /// What one run found.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
@@ -128,7 +138,7 @@ impl Servers {
                 Who::Raw => servers.fill_raw(),
                 Who::Empty | Who::Null | Who::Stream => {}
                 who => {
-                    servers.fio(*who, &["--rw=write", "--bs=1M", "--iodepth=8"]);
+                    report_of(servers.start_fio(*who, &["--rw=write", "--bs=1M", "--iodepth=8"]));
                 }
             }
         }
@@ -257,14 +267,22 @@ impl Servers {
         ];
         arguments.extend(until);
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let report = self.fio(who, &arguments);
+        let fio = self.start_fio(who, &arguments);
+        // What it takes to learn a cap is no part of what it takes to keep to it.
+        std::thread::sleep(Duration::from_secs(self.ramp));
+        let learned = self.counts();
+        let report = report_of(fio);
         let job = &report["jobs"][0];
         let side = &job[if load.rw.ends_with("read") {
             "read"
         } else {
             "write"
         }];
-        let iops = side["iops"].as_f64().expect("IOPS");
+        // fio's own rate leaves out the requests that it waited for at the end, but
+        // not the time that they took.
+        let bytes = side["io_bytes"].as_f64().expect("bytes");
+        let time = side["runtime"].as_f64().expect("milliseconds") / 1e3;
+        let iops = bytes / load.block as f64 / time;
         let requests = if who == Who::Stream {
             side["total_ios"].as_f64().expect("a count")
         } else {
@@ -277,7 +295,6 @@ impl Servers {
         let (now, ratio) = (self.counts(), |part: u64, of: f64| {
             part as f64 / of.max(1e-9)
         });
-        let written = side["io_bytes"].as_f64().expect("bytes") / (1_u64 << 30) as f64;
         Measured {
             iops,
             mean_ms: side["lat_ns"]["mean"].as_f64().expect("a latency") / 1e6,
@@ -285,10 +302,10 @@ impl Servers {
             store_us: each(self.store.cpu() - store),
             fio_us: fio * 1e6 / (iops * seconds as f64).max(1.0),
             refused: ratio(
-                now.refused - counted.refused,
-                (now.all - counted.all) as f64,
+                now.refused - learned.refused,
+                (now.all - learned.all) as f64,
             ),
-            puts: ratio(now.puts - counted.puts, written),
+            puts: ratio(now.puts - counted.puts, bytes / (1_u64 << 30) as f64),
         }
     }
 
@@ -313,8 +330,8 @@ impl Servers {
         }
     }
 
-    fn fio(&self, who: Who, arguments: &[&str]) -> Value {
-        let output = Command::new("fio")
+    fn start_fio(&self, who: Who, arguments: &[&str]) -> Child {
+        Command::new("fio")
             .args([
                 "--name=bench",
                 "--ioengine=nbd",
@@ -327,13 +344,10 @@ impl Servers {
                 self.socket(who).display()
             ))
             .args(arguments)
-            .output()
-            .expect("fio runs (Debian package fio)");
-        assert!(output.status.success(), "{output:?}");
-        // The engine may say a word of its own before the report.
-        let text = String::from_utf8_lossy(&output.stdout);
-        let json = text.find('{').map_or("", |at| &text[at..]);
-        serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {text}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("fio runs (Debian package fio)")
     }
 
     /// What the store has counted so far; nothing, when only TLS gets there.
@@ -369,7 +383,7 @@ impl Servers {
             "--iodepth=32",
             "--number_ios=10000",
         ];
-        self.fio(Who::Empty, &arguments);
+        report_of(self.start_fio(Who::Empty, &arguments));
         self.counts().gets - before
     }
 }
