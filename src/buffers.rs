@@ -10,6 +10,7 @@
 //! each buffer is mapped by itself ([`set_up_allocator`]), whose end is its end.
 
 use std::convert::Infallible;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ const HEAP_END: usize = 16 << 20;
 static POOL: Mutex<Pool> = Mutex::new(Pool::new());
 
 /// Buffers of one size.
+#[derive(Debug)]
 struct Shelf {
     room: usize,
     buffers: Vec<Vec<u8>>,
@@ -38,6 +40,7 @@ struct Shelf {
     fewest: usize,
 }
 
+#[derive(Debug)]
 struct Pool([Shelf; 3]);
 
 impl Shelf {
@@ -103,47 +106,76 @@ fn locked(pool: &Mutex<Pool>) -> MutexGuard<'_, Pool> {
     pool.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Bytes whose buffer is kept when nobody has them any more.
-struct Shared {
-    buffer: Vec<u8>,
+/// A payload's bytes, to be filled as a [`Vec`]. Dropped, whether shared before or
+/// not, a large one leaves its memory to another payload.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
     pool: &'static Mutex<Pool>,
 }
 
-impl AsRef<[u8]> for Shared {
+impl Default for Buffer {
+    /// Empty, without room.
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
+impl From<Vec<u8>> for Buffer {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, pool: &POOL }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.buffer
+        &self.bytes
     }
 }
 
-impl Drop for Shared {
+impl Drop for Buffer {
     fn drop(&mut self) {
-        let refused = locked(self.pool).put(std::mem::take(&mut self.buffer));
-        // Unmapped without the lock.
-        drop(refused);
+        if self.bytes.capacity() >= LARGE {
+            let refused = locked(self.pool).put(std::mem::take(&mut self.bytes));
+            // Unmapped without the lock.
+            drop(refused);
+        }
     }
 }
 
-/// An empty buffer with room for `len` bytes.
-#[must_use]
-pub fn with_room(len: usize) -> Vec<u8> {
-    if len < LARGE {
-        return Vec::with_capacity(len);
+impl Buffer {
+    /// An empty one with room for `len` bytes.
+    #[must_use]
+    pub fn with_room(len: usize) -> Self {
+        if len < LARGE {
+            return Vec::with_capacity(len).into();
+        }
+        let found = locked(&POOL).take(len);
+        found.unwrap_or_else(Vec::with_capacity).into()
     }
-    let found = locked(&POOL).take(len);
-    found.unwrap_or_else(Vec::with_capacity)
-}
 
-/// What is in `buffer`, to be shared. A large buffer serves another payload once
-/// the last of the bytes is dropped.
-#[must_use]
-pub fn share(buffer: Vec<u8>) -> Bytes {
-    if buffer.capacity() < LARGE {
-        return buffer.into();
+    /// What is in it, to be shared.
+    #[must_use]
+    pub fn share(mut self) -> Bytes {
+        if self.bytes.capacity() < LARGE {
+            return std::mem::take(&mut self.bytes).into();
+        }
+        Bytes::from_owner(self)
     }
-    Bytes::from_owner(Shared {
-        buffer,
-        pool: &POOL,
-    })
 }
 
 /// Gives back, for as long as it is polled, what nobody has needed for a while.
@@ -236,17 +268,29 @@ mod tests {
         assert_eq!(shelf.take_unused().len(), 0);
     }
 
+    fn of(pool: &'static Mutex<Pool>) -> Buffer {
+        let bytes = full(LARGE);
+        Buffer { bytes, pool }
+    }
+
     #[test]
     fn shared_bytes_leave_their_buffer_when_the_last_one_goes() {
         static OWN: Mutex<Pool> = Mutex::new(Pool::new());
-        let mut buffer = Vec::with_capacity(LARGE);
+        let mut buffer = of(&OWN);
         buffer.resize(LARGE, 7);
-        let bytes = Bytes::from_owner(Shared { buffer, pool: &OWN });
+        let bytes = buffer.share();
         let part = bytes.slice(1..3);
         drop(bytes);
         assert_eq!(&part[..], [7, 7]);
         assert_eq!(locked(&OWN).kept(), 0);
         drop(part);
+        assert_eq!(locked(&OWN).kept(), LARGE);
+    }
+
+    #[test]
+    fn a_buffer_that_was_never_shared_is_kept_as_well() {
+        static OWN: Mutex<Pool> = Mutex::new(Pool::new());
+        drop(of(&OWN));
         assert_eq!(locked(&OWN).kept(), LARGE);
     }
 }

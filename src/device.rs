@@ -5,7 +5,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 
-use crate::buffers;
+use crate::buffers::Buffer;
 use crate::caller::Gone;
 
 /// Bytes in a page, the unit of a page blob and the smallest aligned I/O.
@@ -175,14 +175,17 @@ impl ReadData {
         if let [Segment::Data(bytes)] = self.segments.as_slice() {
             return bytes.clone();
         }
-        let mut buffer = buffers::with_room(self.len);
+        let mut buffer = Buffer::with_room(self.len);
         for segment in &self.segments {
             match segment {
                 Segment::Data(bytes) => buffer.extend_from_slice(bytes),
-                Segment::Zeroes(n) => buffer.resize(buffer.len() + n, 0),
+                Segment::Zeroes(n) => {
+                    let len = buffer.len() + n;
+                    buffer.resize(len, 0);
+                }
             }
         }
-        buffers::share(buffer)
+        buffer.share()
     }
 }
 

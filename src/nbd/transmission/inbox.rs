@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{ByteBudget, SessionError};
-use crate::buffers;
+use crate::buffers::Buffer;
 use crate::nbd::wire::request::{Command, REQUEST_LEN, RequestHeader};
 
 /// Bytes of the read buffer.
@@ -64,7 +64,7 @@ enum Expect {
     },
     Payload {
         header: RequestHeader,
-        payload: Vec<u8>,
+        payload: Buffer,
         hold: Option<OwnedSemaphorePermit>,
     },
     Drain {
@@ -140,7 +140,7 @@ impl Inbox {
                     }
                     return Ok(Next::Request(Incoming {
                         header,
-                        body: Body::Payload(buffers::share(payload)),
+                        body: Body::Payload(payload.share()),
                         hold,
                     }));
                 }
@@ -194,7 +194,7 @@ impl Inbox {
     fn receive(header: RequestHeader, hold: Option<OwnedSemaphorePermit>) -> Expect {
         Expect::Payload {
             header,
-            payload: buffers::with_room(header.payload_len()),
+            payload: Buffer::with_room(header.payload_len()),
             hold,
         }
     }
@@ -216,7 +216,7 @@ impl Inbox {
         {
             let left = header.payload_len() - payload.len();
             if left >= DIRECT {
-                let mut target = payload.limit(left);
+                let mut target = (&mut **payload).limit(left);
                 let read = std::pin::pin!(stream.read_buf(&mut target));
                 return Poll::Ready(ready!(read.poll(cx)).map_err(SessionError::Read));
             }

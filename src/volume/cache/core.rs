@@ -12,6 +12,7 @@ use super::index::{Index, Source};
 use super::layout::{BLOCK, Entry, SECTOR, SECTORS, sum};
 use super::staging::{Staging, Stretch};
 use crate::blob::Range;
+use crate::buffers::Buffer;
 use crate::device::PAGE;
 
 /// Bytes handled in one section.
@@ -63,7 +64,7 @@ pub struct Staged {
 #[derive(Debug, Default)]
 pub struct Copied {
     /// The range's bytes; zeroes where they are missing.
-    pub bytes: Vec<u8>,
+    pub bytes: Buffer,
     /// What is missing, in order, neighbours joined.
     pub missing: Vec<Range>,
     /// The registration under which what is missing may be filled in.
@@ -700,7 +701,7 @@ mod tests {
             let mut store = model.clone();
             let mut stamp = 0u8;
             let mut picked: Option<Picked> = None;
-            let mut sent: Option<Vec<(u64, Vec<u8>)>> = None;
+            let mut sent: Option<Vec<(u64, Buffer)>> = None;
             let at = |range: &Range| len_of(range.start)..len_of(range.end);
             // Within the range lock, changes of the picked blocks wait.
             let free = |picked: &Option<Picked>, range: &Range| picked.as_ref().is_none_or(|picked| {

@@ -12,7 +12,7 @@ use super::core::{Copied, Core, SECTION, Staged};
 use super::layout::BLOCK;
 use super::through::{Changing, overtake};
 use crate::blob::Range;
-use crate::buffers;
+use crate::buffers::Buffer;
 use crate::caller::unless_gone;
 use crate::device::{DeviceError, PAGE, ReadData, Segment};
 use crate::volume::Volume;
@@ -125,7 +125,7 @@ impl<S: PageStore> Volume<S> {
     ) -> Result<ReadData, DeviceError> {
         self.unfenced()?;
         let mut copied = Copied {
-            bytes: buffers::with_room(usize_from(range.len())),
+            bytes: Buffer::with_room(usize_from(range.len())),
             ..Copied::default()
         };
         let mut watching = None;
@@ -145,10 +145,12 @@ impl<S: PageStore> Volume<S> {
             result.map_err(|error| staging_failed(&error))?;
         }
         if copied.missing.is_empty() {
-            return Ok(buffers::share(copied.bytes).into());
+            return Ok(copied.bytes.share().into());
         }
         let watching = watching.expect("a read that misses is registered");
         if copied.missing == [range] {
+            // The answer has buffers of its own.
+            drop(copied.bytes);
             let data = self.io.read(range).await?;
             if let [Segment::Zeroes(_)] = data.segments() {
                 // It costs nothing to have it again, so it needs no room.
@@ -176,7 +178,7 @@ impl<S: PageStore> Volume<S> {
                 copy_data(&data.slice(from, len), &mut bytes[to..to + len]);
             }
         }
-        let bytes = buffers::share(bytes);
+        let bytes = bytes.share();
         self.fill(&watching, range.start, copied.missing, bytes.clone())
             .await;
         Ok(bytes.into())

@@ -10,7 +10,7 @@ use super::index::Picked;
 use super::layout::{BLOCK, SECTOR, SECTORS};
 use super::staging::Stretch;
 use crate::blob::Range;
-use crate::buffers;
+use crate::buffers::Buffer;
 
 /// The stripes that runs keep within: as much as one Put Page takes.
 const STRIPE: u64 = crate::volume::io::LARGEST_PIECE / BLOCK;
@@ -69,7 +69,7 @@ impl Core {
         &mut self,
         blocks: std::ops::Range<u64>,
         end: u64,
-        pieces: &mut Vec<(u64, Vec<u8>)>,
+        pieces: &mut Vec<(u64, Buffer)>,
     ) -> io::Result<()> {
         // Of the last piece; neighbouring slots are read at once.
         let mut stretches = Vec::new();
@@ -99,7 +99,7 @@ impl Core {
                 if !joined {
                     self.read_piece(&mut stretches, pieces)?;
                     let most = len_of(end * BLOCK - offset);
-                    pieces.push((offset, buffers::with_room(most)));
+                    pieces.push((offset, Buffer::with_room(most)));
                 }
                 let (_, data) = pieces.last_mut().expect("pushed just now at the latest");
                 let from = data.len();
@@ -118,7 +118,7 @@ impl Core {
     fn read_piece(
         &self,
         stretches: &mut Vec<Stretch>,
-        pieces: &mut [(u64, Vec<u8>)],
+        pieces: &mut [(u64, Buffer)],
     ) -> io::Result<()> {
         let Some((_, data)) = pieces.last_mut() else {
             return Ok(());

@@ -12,7 +12,6 @@ use super::core::SECTION;
 use super::index::Picked;
 use super::layout::BLOCK;
 use crate::blob::Range;
-use crate::buffers;
 use crate::device::DeviceError;
 use crate::volume::Volume;
 use crate::volume::io::Change;
@@ -173,7 +172,7 @@ impl<S: PageStore> Volume<S> {
             result.map_err(|error| DeviceError::Io(format!("staging file: {error}")))?;
         }
         for (offset, data) in pieces {
-            let data = buffers::share(data);
+            let data = data.share();
             self.io.change(&Change::Put { offset, data }).await?;
         }
         Ok(())
