@@ -167,7 +167,7 @@ impl Core {
 
     /// Asserts the invariants, as long as little enough is cached for that to
     /// take no time to speak of.
-    #[cfg(debug_assertions)]
+    #[cfg(any(test, debug_assertions))]
     pub fn check(&self) {
         const LITTLE: usize = 64;
         if self.index.cached_blocks() > LITTLE {

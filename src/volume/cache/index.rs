@@ -424,7 +424,7 @@ impl Index {
 
     /// Checks every invariant that is about the index alone; takes a time that
     /// grows with what is cached.
-    #[cfg(debug_assertions)]
+    #[cfg(any(test, debug_assertions))]
     pub fn check(&self) {
         let (mut dirty, mut sectors) = (0, 0);
         for (number, block) in &self.blocks {

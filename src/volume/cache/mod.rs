@@ -252,7 +252,7 @@ impl Cache {
     fn section<T>(&self, work: impl FnOnce(&mut Core) -> T) -> T {
         let mut core = self.core();
         let done = work(&mut core);
-        #[cfg(debug_assertions)]
+        #[cfg(any(test, debug_assertions))]
         core.check();
         done
     }

@@ -252,7 +252,7 @@ impl Staging {
     ///
     /// # Errors
     /// The file system failed.
-    #[cfg(debug_assertions)]
+    #[cfg(any(test, debug_assertions))]
     pub fn entry(&self, slot: u32) -> io::Result<Result<Option<Entry>, super::layout::Torn>> {
         let mut bytes = [0; ENTRY];
         self.file.read_exact_at(&mut bytes, entry_at(slot))?;
