@@ -104,6 +104,8 @@ pub struct Servers {
     store: Running,
     address: SocketAddr,
     tls: bool,
+    /// In milliseconds.
+    latency: u32,
     ramp: u64,
     folder: PathBuf,
 }
@@ -118,6 +120,7 @@ impl Servers {
             store: running,
             address,
             tls: store.tls,
+            latency: store.latency,
             ramp: if store.caps == (0, 0) {
                 RAMP
             } else {
@@ -159,6 +162,15 @@ impl Servers {
                 let mut command = Command::new("nbdkit");
                 command.args(["-f", "-U"]).arg(socket);
                 command.args([plugin, &SIZE.to_string()]);
+                command
+            }
+            Who::Delay => {
+                let mut command = Command::new("nbdkit");
+                // A thread for each request that waits.
+                command.args(["-f", "-t", "128", "-U"]).arg(socket);
+                command.args(["--filter=delay", "memory", &SIZE.to_string()]);
+                command.arg(format!("rdelay={}ms", self.latency));
+                command.arg(format!("wdelay={}ms", self.latency));
                 command
             }
             Who::Qemu => {

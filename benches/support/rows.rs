@@ -14,6 +14,9 @@ const ROWS: &str = "
 4k write, depth 64, 5 ms         | slow     | randwrite 4k 64  | dysk   | rate 12800   | >= 0.97
 raw 4k read, depth 32, 5 ms      | slow     | randread 4k 32   | raw    | rate 6400    | >= 0.97
 raw 4k read, depth 64, 5 ms      | slow     | randread 4k 64   | raw    | rate 12800   | >= 0.97
+no store, depth 1, 5 ms          | slow     | randread 4k 1    | delay  | above raw    | <= 0.15
+no store, depth 32, 5 ms         | slow     | randread 4k 32   | delay  | rate 6400    | >= 0.97
+no store, depth 64, 5 ms         | slow     | randread 4k 64   | delay  | rate 12800   | >= 0.97
 4k read, depth 32, 0 ms          | fast     | randread 4k 32   | dysk   | of raw       | >= 0.55
 4k write, depth 32, 0 ms         | fast     | randwrite 4k 32  | dysk   | of raw       | >= 0.55
 1m read, depth 4, 0 ms           | fast     | read 1m 4        | dysk   | of raw       | >= 0.60
@@ -95,6 +98,9 @@ pub enum Who {
     /// once from one end to the other.
     Stream,
     Memory,
+    /// `Memory` after as long a wait as the store's latency: what the client and
+    /// its socket take of what is left.
+    Delay,
     Null,
     Qemu,
     /// What one would script: nbdkit's Python plugin with Azure's SDK.
@@ -110,6 +116,7 @@ impl Who {
             Self::Empty => "dysk, never written",
             Self::Stream => "dysk read-write",
             Self::Memory => "nbdkit memory",
+            Self::Delay => "nbdkit memory, delay",
             Self::Null => "nbdkit null",
             Self::Qemu => "qemu-nbd",
             Self::Script => "nbdkit python, Azure SDK",
@@ -124,6 +131,7 @@ impl Who {
             "empty" => Self::Empty,
             "stream" => Self::Stream,
             "memory" => Self::Memory,
+            "delay" => Self::Delay,
             other => panic!("nobody is called {other}"),
         }
     }
