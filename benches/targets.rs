@@ -1,7 +1,8 @@
 //! The targets of docs/performance.md, each as a ratio inside one run:
 //! `cargo bench --bench targets`. An emulator of each kind is the store of
 //! everybody; a raw client against the same store is the ceiling, `nbdkit
-//! memory`, `nbdkit null` and `qemu-nbd` run in the same rounds.
+//! memory`, `nbdkit null` and `qemu-nbd` run in the same rounds, and at 5 ms
+//! `nbdkit memory` that waits as long and asks no store.
 //!
 //! Prints a table; writes `target/bench/targets.json` and `targets.svg`. It
 //! asserts nothing about time. DYSK_BENCH_ROUNDS and DYSK_BENCH_SECONDS make it

@@ -61,6 +61,13 @@ impl Running {
     }
 }
 
+/// nbdkit in the foreground on `socket`; the plugin is to be added.
+fn nbdkit(socket: &Path) -> Command {
+    let mut command = Command::new("nbdkit");
+    command.args(["-f", "-U"]).arg(socket);
+    command
+}
+
 /// What fio says in the end.
 fn report_of(fio: Child) -> Value {
     let output = fio.wait_with_output().expect("a child of ours ends");
@@ -104,8 +111,6 @@ pub struct Servers {
     store: Running,
     address: SocketAddr,
     tls: bool,
-    /// In milliseconds.
-    latency: u32,
     ramp: u64,
     folder: PathBuf,
 }
@@ -120,7 +125,6 @@ impl Servers {
             store: running,
             address,
             tls: store.tls,
-            latency: store.latency,
             ramp: if store.caps == (0, 0) {
                 RAMP
             } else {
@@ -130,7 +134,7 @@ impl Servers {
             served: Vec::new(),
         };
         for who in who {
-            servers.serve(*who);
+            servers.serve(*who, store);
         }
         for (who, _) in &servers.served {
             appears(&servers.socket(*who));
@@ -153,24 +157,23 @@ impl Servers {
         self.address
     }
 
-    fn serve(&mut self, who: Who) {
+    fn serve(&mut self, who: Who, store: &Store) {
         let socket = self.socket(who);
         let command = match who {
             Who::Raw => return self.create("raw"),
             Who::Memory | Who::Null => {
                 let plugin = if who == Who::Memory { "memory" } else { "null" };
-                let mut command = Command::new("nbdkit");
-                command.args(["-f", "-U"]).arg(socket);
+                let mut command = nbdkit(&socket);
                 command.args([plugin, &SIZE.to_string()]);
                 command
             }
             Who::Delay => {
-                let mut command = Command::new("nbdkit");
+                let mut command = nbdkit(&socket);
                 // A thread for each request that waits.
-                command.args(["-f", "-t", "128", "-U"]).arg(socket);
-                command.args(["--filter=delay", "memory", &SIZE.to_string()]);
-                command.arg(format!("rdelay={}ms", self.latency));
-                command.arg(format!("wdelay={}ms", self.latency));
+                command.args(["-t", "128", "--filter=delay", "memory"]);
+                command.arg(SIZE.to_string());
+                command.arg(format!("rdelay={}ms", store.latency));
+                command.arg(format!("wdelay={}ms", store.latency));
                 command
             }
             Who::Qemu => {
@@ -184,9 +187,8 @@ impl Servers {
             }
             Who::Script => {
                 self.create("script");
-                let mut command = Command::new("nbdkit");
-                command.args(["-f", "-t", "64", "-U"]).arg(socket);
-                command.args(["python", SCRIPT]);
+                let mut command = nbdkit(&socket);
+                command.args(["-t", "64", "python", SCRIPT]);
                 let url = format!("http://{}/devstoreaccount1/dysks/script.vhd", self.address);
                 command.env("BLOB_URL", url);
                 command.env("BLOB_ACCOUNT", "devstoreaccount1");
