@@ -83,6 +83,9 @@ const UNUSED: Duration = Duration::from_millis(5);
 const HOLE: Duration = Duration::from_secs(3);
 /// Nobody waited for the limit for this long: it is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(30);
+/// That of a store that is away is when nobody asked it for this long, which is
+/// more than any pause between two attempts: it knows the rate from before.
+const GIVEN_UP: Duration = Duration::from_secs(60);
 
 /// One learned limit, in units (requests or bytes) a second.
 #[derive(Clone, Debug)]
@@ -99,6 +102,7 @@ pub(super) struct Limit {
     waited: bool,
     seen: Instant,
     last_waited: Instant,
+    last_refused: Instant,
     /// What was let through in a second before the store let through nothing.
     known: f64,
     /// It does so, since the cut.
@@ -143,6 +147,7 @@ impl Limit {
             waited: true,
             seen: now,
             last_waited: now,
+            last_refused: now,
             known,
             silent: false,
             passed: 0.0,
@@ -300,6 +305,7 @@ impl Limit {
         if sent <= self.cut_at || self.measuring.is_some() {
             return false;
         }
+        self.last_refused = now;
         self.judged += 1;
         self.refused += 1;
         let age = now.saturating_duration_since(self.cut_at);
@@ -395,8 +401,12 @@ impl Limit {
         self.waited
     }
 
-    /// Nobody has waited for it for long.
+    /// Nobody has waited for it for long, nor been refused by a store that is
+    /// away: a few callers pause rather than wait here.
     pub fn is_forgotten(&self, now: Instant) -> bool {
-        !self.waited && now.saturating_duration_since(self.last_waited) > FORGOTTEN
+        let within = |since: Instant, time| now.saturating_duration_since(since) <= time;
+        let waited = self.waited || within(self.last_waited, FORGOTTEN);
+        let asked = self.silent && within(self.last_refused, GIVEN_UP);
+        !waited && !asked
     }
 }

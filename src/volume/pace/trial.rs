@@ -357,6 +357,23 @@ async fn after_an_outage_the_rate_is_back_within_seconds() {
     }
 }
 
+/// A single caller pauses between its attempts and waits for no limit: the rate
+/// from before is known all the same however long it is refused.
+#[tokio::test(start_paused = true)]
+async fn a_single_callers_rate_is_back_with_the_first_request_let_through() {
+    for time in [5 * SECOND, 40 * SECOND, 600 * SECOND] {
+        let store = bucket(NONE, NONE, 100 * MS);
+        let load = Load::start(&AccountPace::default(), &[&store], 1, 4096);
+        let before = load.run(10 * SECOND).await.passed / 10;
+        store.lock().expect("lock").next += time;
+        load.run(time).await;
+        while load.run(100 * MS).await.passed == 0 {}
+        let after = load.run(SECOND).await.passed;
+        println!("outage {time:?}: {before}/s, then {after}/s");
+        assert!(after * 10 >= before * 9, "{before}/s, then {after}/s");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_accounts_limit_is_shared_fairly() {
     let account = bucket(1000.0, NONE, 100 * MS);
