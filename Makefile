@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: all build demo test lint bench soak audit clean
+.PHONY: all build demo test setup lint bench soak audit clean
 
 all: build
 
@@ -15,10 +15,13 @@ demo: ## The main job end to end on an embedded store.
 	tests/demo/run target/release
 
 test: ## Everything that has to pass before a change lands.
-	tests/setup test
-	$(MAKE) --no-print-directory lint
+	tests/setup packages
+	$(MAKE) --no-print-directory -j2 setup lint
 	$(CARGO) build --bins --tests
 	tests/all
+
+setup:
+	tests/setup test
 
 lint:
 	$(CARGO) fmt --check

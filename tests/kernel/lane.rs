@@ -11,12 +11,12 @@ const REPO: &str = env!("CARGO_MANIFEST_DIR");
 
 #[test]
 fn first_light_on_6_1() {
-    lane::run("6.1", &["--timeout", "900"], "first_light", &["20"]);
+    lane::run("6.1", &["--timeout", "900"], "first_light", &["50"]);
 }
 
 #[test]
 fn first_light_on_6_12() {
-    lane::run("6.12", &["--timeout", "900"], "first_light", &["50"]);
+    lane::run("6.12", &["--timeout", "900"], "first_light", &["20"]);
 }
 
 #[test]

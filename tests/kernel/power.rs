@@ -127,7 +127,7 @@ impl Disk {
 #[test]
 fn what_was_fsynced_survives_power_cuts() {
     let _timed = lane::timed("power cuts");
-    let cuts = lane::number("DYSK_POWER_CUTS", 2);
+    let cuts = lane::number("DYSK_POWER_CUTS", 1);
     let seed = lane::number("DYSK_SEED", rand::random());
     println!("seed {seed}, {cuts} cuts");
     let mut dice = StdRng::seed_from_u64(seed);
