@@ -27,7 +27,7 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	tests/licences
-	git ls-files -z tests .ci deploy | xargs -0 grep -lZ '^#!/bin/\(ba\)\?sh' | xargs -0 -r shellcheck -x
+	git ls-files -z tests benches .ci deploy | xargs -0 grep -lZ '^#!/bin/\(ba\)\?sh' | xargs -0 -r shellcheck -x
 
 bench: ## Ratios inside one run; see docs/performance.md.
 	tests/setup bench

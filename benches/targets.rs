@@ -2,7 +2,7 @@
 //! `cargo bench --bench targets`. An emulator of each kind is the store of
 //! everybody; a raw client against the same store is the ceiling, `nbdkit
 //! memory`, `nbdkit null` and `qemu-nbd` run in the same rounds, and at 5 ms
-//! `nbdkit memory` that waits as long and asks no store.
+//! `nbdkit memory` that waits as long and asks no store, and others who ask one.
 //!
 //! Prints a table; writes `target/bench/targets.json` and `targets.svg`. It
 //! asserts nothing about time. DYSK_BENCH_ROUNDS and DYSK_BENCH_SECONDS make it
@@ -20,6 +20,8 @@ mod raw;
 mod report;
 #[path = "support/rows.rs"]
 mod rows;
+#[path = "support/s3backer.rs"]
+mod s3backer;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

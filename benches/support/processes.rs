@@ -11,6 +11,7 @@ use dysk::emulator::{DEFAULT_KEY, StatsReport};
 use serde_json::Value;
 
 use crate::rows::{Load, Store, Who};
+use crate::s3backer;
 
 /// Bytes of each disk.
 pub const SIZE: u64 = 256 << 20;
@@ -108,6 +109,8 @@ struct Counts {
 pub struct Servers {
     // Ended before the store, whose lease they give back.
     served: Vec<(Who, Running)>,
+    /// The store of s3backer.
+    s3: Option<Running>,
     store: Running,
     address: SocketAddr,
     tls: bool,
@@ -132,6 +135,7 @@ impl Servers {
             },
             folder: folder.to_owned(),
             served: Vec::new(),
+            s3: None,
         };
         for who in who {
             servers.serve(*who, store);
@@ -143,7 +147,8 @@ impl Servers {
         for who in who {
             match who {
                 Who::Raw => servers.fill_raw(),
-                Who::Empty | Who::Null | Who::Stream => {}
+                // s3backer asks its store for what was never written, too.
+                Who::Empty | Who::Null | Who::Stream | Who::S3backer => {}
                 who => {
                     report_of(servers.start_fio(*who, &["--rw=write", "--bs=1M", "--iodepth=8"]));
                 }
@@ -196,6 +201,17 @@ impl Servers {
                 command.env("PYTHONPATH", packages());
                 command
             }
+            Who::S3backer => {
+                let (s3, address) = listening(s3backer::store(store.latency));
+                self.s3 = Some(s3);
+                let (mount, disk) = s3backer::mount(&self.folder, address, SIZE);
+                let mount = start(mount);
+                appears(&disk);
+                let mut command = nbdkit(&socket);
+                command.args(["-t", "64", "file"]).arg(disk);
+                self.served.push((who, start(command)));
+                return self.served.push((who, mount));
+            }
             Who::Dysk | Who::Cached | Who::Empty | Who::Stream => {
                 let name = format!("{who:?}").to_lowercase();
                 self.create(&name);
@@ -211,7 +227,7 @@ impl Servers {
                 command
             }
         };
-        self.spawn(who, command);
+        self.served.push((who, start(command)));
     }
 
     fn create(&self, name: &str) {
@@ -237,12 +253,6 @@ impl Servers {
         self.folder.join(format!("{who:?}.sock"))
     }
 
-    fn spawn(&mut self, who: Who, mut command: Command) {
-        let child = command.stdout(Stdio::null()).spawn();
-        let child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        self.served.push((who, Running(child)));
-    }
-
     fn fill_raw(&self) {
         let fills = Command::new(std::env::current_exe().expect("this bench"))
             .args([
@@ -260,13 +270,19 @@ impl Servers {
 
     /// One run of `load` by `who`.
     pub fn measure(&self, who: Who, load: Load, seconds: u64) -> Measured {
-        let (store, counted) = (self.store.cpu(), self.counts());
+        let store = match &self.s3 {
+            Some(s3) if who == Who::S3backer => s3,
+            _ => &self.store,
+        };
+        let (store_before, counted) = (store.cpu(), self.counts());
         if who == Who::Raw {
-            return self.measure_raw(load, seconds, store);
+            return self.measure_raw(load, seconds, store_before);
         }
-        let server = self.served.iter().find(|(one, _)| *one == who);
-        let server = &server.expect("it is served").1;
-        let before = server.cpu();
+        let server = || -> Duration {
+            let processes = self.served.iter().filter(|(one, _)| *one == who);
+            processes.map(|(_, running)| running.cpu()).sum()
+        };
+        let before = server();
         let until = if who == Who::Stream {
             vec![format!("--size={STREAM}"), "--end_fsync=1".into()]
         } else {
@@ -312,8 +328,8 @@ impl Servers {
         Measured {
             iops,
             mean_ms: side["lat_ns"]["mean"].as_f64().expect("a latency") / 1e6,
-            cpu_us: each(server.cpu() - before),
-            store_us: each(self.store.cpu() - store),
+            cpu_us: each(server() - before),
+            store_us: each(store.cpu() - store_before),
             fio_us: fio * 1e6 / (iops * seconds as f64).max(1.0),
             refused: ratio(
                 now.refused - learned.refused,
@@ -418,15 +434,23 @@ fn emulator(store: &Store, folder: &Path) -> (Running, SocketAddr) {
         command.arg("--tls-cert").arg(folder.join("server.pem"));
         command.arg("--tls-key").arg(folder.join("server.key"));
     }
-    let mut child = command
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("dysk-emulator starts");
+    listening(command)
+}
+
+fn start(mut command: Command) -> Running {
+    let child = command.stdout(Stdio::null()).spawn();
+    Running(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
+}
+
+/// Starts a store, which says first where it listens.
+fn listening(mut command: Command) -> (Running, SocketAddr) {
+    let child = command.stdout(Stdio::piped()).spawn();
+    let mut child = child.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut line = String::new();
     let stdout = child.stdout.take().expect("stdout is piped");
     BufReader::new(stdout)
         .read_line(&mut line)
-        .expect("the emulator says where it listens");
+        .expect("the store says where it listens");
     let address = line
         .trim()
         .split_once("://")

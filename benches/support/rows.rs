@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::s3backer;
+
 /// One line a row: what it is called; which of [`STORES`]; how fio or the raw
 /// client loads it (direction, bytes, depth); who serves; what the figure is;
 /// and the target.
@@ -105,6 +107,8 @@ pub enum Who {
     Qemu,
     /// What one would script: nbdkit's Python plugin with Azure's SDK.
     Script,
+    /// Objects of an S3 store in the place of page blobs.
+    S3backer,
 }
 
 impl Who {
@@ -120,6 +124,7 @@ impl Who {
             Self::Null => "nbdkit null",
             Self::Qemu => "qemu-nbd",
             Self::Script => "nbdkit python, Azure SDK",
+            Self::S3backer => "s3backer, no cache",
         }
     }
 
@@ -248,7 +253,7 @@ pub fn rows(only: &str) -> Vec<Row> {
 /// What has to run in a round, each once though several rows may ask for it:
 /// the rows' own, what they are held against, and where that is `nbdkit
 /// memory` the other peers beside it; at the latency of a store, what one
-/// would script.
+/// would script, and s3backer where it can be mounted.
 pub fn runs(rows: &[Row]) -> Vec<Run> {
     let mut runs = BTreeSet::new();
     for row in rows {
@@ -256,6 +261,9 @@ pub fn runs(rows: &[Row]) -> Vec<Run> {
         let mut by = |who| runs.insert(Run { who, ..row.run });
         if STORES[row.run.store].name == "slow" {
             by(Who::Script);
+            if s3backer::is_possible() {
+                by(Who::S3backer);
+            }
         }
         match row.figure {
             Figure::Of(Who::Memory) => {
