@@ -102,7 +102,6 @@ pub(super) struct Limit {
     waited: bool,
     seen: Instant,
     last_waited: Instant,
-    last_refused: Instant,
     /// What was let through in a second before the store let through nothing.
     known: f64,
     /// It does so, since the cut.
@@ -147,7 +146,6 @@ impl Limit {
             waited: true,
             seen: now,
             last_waited: now,
-            last_refused: now,
             known,
             silent: false,
             passed: 0.0,
@@ -305,7 +303,6 @@ impl Limit {
         if sent <= self.cut_at || self.measuring.is_some() {
             return false;
         }
-        self.last_refused = now;
         self.judged += 1;
         self.refused += 1;
         let age = now.saturating_duration_since(self.cut_at);
@@ -402,11 +399,10 @@ impl Limit {
     }
 
     /// Nobody has waited for it for long, nor been refused by a store that is
-    /// away: a few callers pause rather than wait here.
+    /// away, which makes a cut: a few callers pause rather than wait here.
     pub fn is_forgotten(&self, now: Instant) -> bool {
-        let within = |since: Instant, time| now.saturating_duration_since(since) <= time;
-        let waited = self.waited || within(self.last_waited, FORGOTTEN);
-        let asked = self.silent && within(self.last_refused, GIVEN_UP);
-        !waited && !asked
+        let idle = now.saturating_duration_since(self.last_waited) > FORGOTTEN;
+        let asked = self.silent && self.age(now) <= GIVEN_UP;
+        !self.waited && idle && !asked
     }
 }
